@@ -1,0 +1,2 @@
+//! The `blockd` binary.
+fn main() {}

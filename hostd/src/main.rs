@@ -1,0 +1,2 @@
+//! The `hostd` binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! `hostd` to `vmm`: one machine and its control socket.
