@@ -1,1 +1,6 @@
-//! Placeholder head: replaced by the owner of this crate.
+//! The virtual machine monitor: one KVM machine per process.
+//!
+//! `machine` builds and drives the machine, `bus` connects what is in it, `virtio` holds the devices, `backend` what
+//! is behind them, `control` the words with `hostd`, and `jail` what keeps a broken-into monitor harmless.
+
+pub mod virtio;

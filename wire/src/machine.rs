@@ -1,1 +1,321 @@
 //! `hostd` to `vmm`: one machine and its control socket.
+//!
+//! `hostd` starts `vmm serve --config-fd N` as root. N is a readable descriptor (memfd, file or pipe, read to its end)
+//! with one JSON [`MachineConfig`], which names every other descriptor by its number in the new process. The started
+//! process stays the parent of the machine (it holds no privilege and only waits): killing it kills the machine, and
+//! its exit status is the machine's. It says what goes wrong on stderr, in lines of text.
+//!
+//! The control socket is the listening unix `SOCK_SEQPACKET` socket [`MachineConfig::control_fd`], made (and bound to
+//! a path) by `hostd`; whoever connects sends one JSON [`MachineCall`] per packet of at most [`MAX_PACKET`] bytes,
+//! with a descriptor as `SCM_RIGHTS` where the call says so, and gets one JSON [`MachineReply`] packet for each, in
+//! order. Several clients may be connected; a client that waits does not hold up the others or the machine.
+//!
+//! How a machine ends: the reason is written as one JSON [`MachineEnd`] to [`MachineConfig::end_fd`] (and synced)
+//! before the process exits with [`EndReason::exit_code`]. A file that stays empty means that the process was killed.
+//! **A guest's reset ends the process with [`EndReason::Reset`] and `hostd` starts the next one**, because a new start
+//! also reads the guest's own boot entries again: the guest may have installed another kernel.
+
+use crate::ids::{Mac, PortId, ServerId};
+use crate::{MiB, Refused};
+use serde::{Deserialize, Serialize};
+
+/// Version of these types. A monitor outlives upgrades of `hostd`, so [`MachineStatus::protocol`] tells which it speaks.
+pub const PROTOCOL: u32 = 1;
+
+/// Largest packet on the control socket, in bytes.
+pub const MAX_PACKET: usize = 64 * 1024;
+
+/// Most disks that a machine can have.
+pub const MAX_DISKS: usize = 22;
+
+/// Most network interfaces that a machine can have.
+pub const MAX_NICS: usize = 8;
+
+/// Number of a descriptor in the monitor's process.
+pub type Fd = i32;
+
+/// A whole machine at its start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// The server: SMBIOS system UUID and serial number, log lines.
+    pub id: ServerId,
+    /// Name for people, in log lines only.
+    pub name: String,
+    /// Virtual CPUs, 1 to 64.
+    pub vcpus: u32,
+    /// Guest memory.
+    pub memory: MiB,
+    /// `/dev/kvm`, opened read-write.
+    pub kvm_fd: Fd,
+    /// The listening control socket.
+    pub control_fd: Fd,
+    /// Files of the bounded serial console log, opened for reading and writing, as `vmm::console` describes them: current and previous.
+    pub console_fds: Vec<Fd>,
+    /// Limit of the console log in bytes, all files together.
+    pub console_limit: u64,
+    /// Where the [`MachineEnd`] is written: an empty file opened for writing.
+    pub end_fd: Option<Fd>,
+    /// Kernel: bzImage, ELF with a PVH note, or ELF64 with a 64-bit Linux entry.
+    pub kernel_fd: Fd,
+    /// Initial RAM disk.
+    pub initrd_fd: Option<Fd>,
+    /// Kernel command line.
+    pub command_line: String,
+    /// Disks in the order of their PCI slots, at most [`MAX_DISKS`].
+    pub disks: Vec<DiskConfig>,
+    /// Network interfaces in the order of their PCI slots, at most [`MAX_NICS`].
+    pub nics: Vec<NicConfig>,
+    /// What the guest finds in its SMBIOS tables.
+    pub identity: Identity,
+    /// Who the process becomes; `None` keeps user and namespaces (by-hand use only), seccomp filters apply anyway.
+    pub jail: Option<JailConfig>,
+}
+
+/// What the guest reads about its machine: cloud-init finds its data source by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// SMBIOS system manufacturer.
+    pub manufacturer: String,
+    /// SMBIOS system product name: `OpenStack Nova` tells cloud-init where to look.
+    pub product: String,
+    /// SMBIOS system version.
+    pub version: String,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self {
+            manufacturer: "OpenStack Foundation".into(),
+            product: "OpenStack Nova".into(),
+            version: "1".into(),
+        }
+    }
+}
+
+/// Who a jailed process becomes. Namespaces, an empty root directory and resource limits come along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JailConfig {
+    /// User id of its own, never 0.
+    pub uid: u32,
+    /// Group id of its own, never 0.
+    pub gid: u32,
+}
+
+/// A disk, with its raw file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfig {
+    /// Name for hot-unplug.
+    pub key: String,
+    /// The raw file; opened read-only or read-write to match, with or without `O_DIRECT`.
+    pub fd: Fd,
+    /// Guest may not write.
+    pub read_only: bool,
+    /// virtio-blk serial, at most 20 bytes.
+    pub serial: String,
+}
+
+/// A network interface, with its tap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicConfig {
+    /// Which port: name for hot-unplug.
+    pub port: PortId,
+    /// The tap: `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, 12-byte header.
+    pub fd: Fd,
+    /// Guest-visible address.
+    pub mac: Mac,
+    /// Advertised MTU in bytes.
+    pub mtu: u16,
+}
+
+/// A request on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "call", rename_all = "snake_case")]
+pub enum MachineCall {
+    /// Answers [`MachineReply::Status`] as soon as the machine's sequence number is above `after`, or after `wait_ms`.
+    /// `after: None` answers at once.
+    Status {
+        /// Sequence number that the caller knows.
+        after: Option<u64>,
+        /// At most this many milliseconds, capped at 60,000.
+        wait_ms: u64,
+    },
+    /// Stops vCPUs and devices in place; answers once nothing runs. Harmless when paused.
+    Pause,
+    /// Goes on. Harmless when running.
+    Resume,
+    /// Presses the ACPI power button; what the guest does with it shows when it powers off.
+    PowerButton,
+    /// Ends the machine at once: pulls the plug. Answers before it ends.
+    Stop,
+    /// Plugs a disk in; its raw file comes along as `SCM_RIGHTS`. Repeating it with the same key is harmless.
+    PlugDisk {
+        /// Name for hot-unplug.
+        key: String,
+        /// Guest may not write.
+        read_only: bool,
+        /// virtio-blk serial, at most 20 bytes.
+        serial: String,
+    },
+    /// Asks the guest to give a disk back. It is gone once [`MachineStatus::disks`] does not list it any more: the
+    /// guest must agree. Harmless when there is no such disk, and asks again when repeated.
+    UnplugDisk {
+        /// Which disk.
+        key: String,
+    },
+    /// Plugs a network interface in; its tap comes along as `SCM_RIGHTS`. Repeating it with the same port is harmless.
+    PlugNic {
+        /// Name for hot-unplug.
+        port: PortId,
+        /// Guest-visible address.
+        mac: Mac,
+        /// Advertised MTU in bytes.
+        mtu: u16,
+    },
+    /// As [`MachineCall::UnplugDisk`].
+    UnplugNic {
+        /// Which port.
+        port: PortId,
+    },
+    /// Tells the guest that a disk's raw file has grown.
+    ResizeDisk {
+        /// Which disk.
+        key: String,
+    },
+}
+
+/// An answer on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum MachineReply {
+    /// Done (or, for `PowerButton` and unplugging, passed on to the guest).
+    Done,
+    /// The machine as it is.
+    Status(MachineStatus),
+    /// Not done, and why.
+    Refused(Refused),
+}
+
+/// A machine as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    /// [`PROTOCOL`] of the monitor.
+    pub protocol: u32,
+    /// Grows with every change of anything below.
+    pub sequence: u64,
+    /// What the machine does.
+    pub state: MachineState,
+    /// Disks in the order of their PCI slots.
+    pub disks: Vec<DiskStatus>,
+    /// Network interfaces in the order of their PCI slots.
+    pub nics: Vec<NicStatus>,
+    /// Times that the power button was pressed.
+    pub power_button_presses: u64,
+}
+
+/// What a machine does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineState {
+    /// vCPUs run.
+    Running,
+    /// Stopped in place.
+    Paused,
+}
+
+/// A disk in a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Its name.
+    pub key: String,
+    /// Size in bytes that the guest sees.
+    pub bytes: u64,
+    /// The guest was asked to give it back and has not yet.
+    pub unplugging: bool,
+    /// The guest's driver uses it.
+    pub driver_ok: bool,
+}
+
+/// A network interface in a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicStatus {
+    /// Its port.
+    pub port: PortId,
+    /// The guest was asked to give it back and has not yet.
+    pub unplugging: bool,
+    /// The guest's driver uses it.
+    pub driver_ok: bool,
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineEnd {
+    /// The kind.
+    pub reason: EndReason,
+    /// More, for people; empty when the kind says it all.
+    #[serde(default)]
+    pub detail: String,
+}
+
+/// Why a machine ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// The guest powered itself off (ACPI S5).
+    PowerOff,
+    /// The guest asked for a reset (i8042, ACPI reset register): start it again.
+    Reset,
+    /// The guest triple-faulted, which is also how some guests reset: start it again, with a limit on how often.
+    TripleFault,
+    /// [`MachineCall::Stop`].
+    Stopped,
+    /// It could not be built: bad configuration, or the host refused something.
+    NotStarted,
+    /// KVM gave up on a vCPU, or the monitor found a bug in itself.
+    Failed,
+}
+
+impl EndReason {
+    /// Exit status of the process.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::PowerOff => 0,
+            Self::NotStarted => 1,
+            Self::Reset => 3,
+            Self::TripleFault => 4,
+            Self::Stopped => 5,
+            Self::Failed => 6,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_keep_their_words_on_the_wire() {
+        let call = MachineCall::PlugDisk { key: "v1".into(), read_only: true, serial: "abc".into() };
+        let text = serde_json::to_string(&call).unwrap();
+        assert_eq!(text, r#"{"call":"plug_disk","key":"v1","read_only":true,"serial":"abc"}"#);
+        assert_eq!(serde_json::from_str::<MachineCall>(&text).unwrap(), call);
+        assert_eq!(serde_json::from_str::<MachineCall>(r#"{"call":"pause"}"#).unwrap(), MachineCall::Pause);
+        let end = MachineEnd { reason: EndReason::TripleFault, detail: String::new() };
+        assert_eq!(serde_json::to_string(&end).unwrap(), r#"{"reason":"triple_fault","detail":""}"#);
+    }
+
+    #[test]
+    fn exit_codes_differ() {
+        let all = [
+            EndReason::PowerOff,
+            EndReason::Reset,
+            EndReason::TripleFault,
+            EndReason::Stopped,
+            EndReason::NotStarted,
+            EndReason::Failed,
+        ];
+        let codes: std::collections::BTreeSet<u8> = all.iter().map(|reason| reason.exit_code()).collect();
+        assert_eq!(codes.len(), all.len());
+    }
+}

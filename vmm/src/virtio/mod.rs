@@ -1,0 +1,93 @@
+//! Virtio devices and the seam between them and the machine.
+//!
+//! The transport (PCI, in `transport`) owns negotiation, queue configuration and interrupts; a device owns its
+//! configuration space and what its queues mean. The two meet in [`VirtioDevice`]. Life of a device:
+//!
+//! ```text
+//!            activate               pause
+//!   idle ---------------> working --------> paused
+//!    ^                     |   ^  <--------  |
+//!    |        reset        |   |   resume    |
+//!    +---------------------+---+-------------+
+//! ```
+//!
+//! All of these calls come from the machine's driver thread; only configuration space accesses come from vCPU threads,
+//! serialised with them by the transport's lock. Workers never take that lock.
+
+use std::sync::Arc;
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
+/// The guest's memory, as devices see it.
+pub type Memory = vm_memory::GuestMemoryMmap<()>;
+
+/// A virtio device behind a transport.
+pub trait VirtioDevice: Send {
+    /// Virtio device id (virtio 1.2, section 5).
+    fn device_type(&self) -> u16;
+
+    /// Maximum size of each queue; the length is the number of queues.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Offered feature bits, `VIRTIO_F_VERSION_1` and the ring features included.
+    fn features(&self) -> u64;
+
+    /// Reads the device's configuration space. Bytes past its end read as zero; `offset` comes from the guest.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the device's configuration space. What is not writable is ignored; both arguments come from the guest.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// The driver is ready: starts the worker.
+    ///
+    /// # Errors
+    /// When the worker cannot start or the queues are not usable; the transport then sets `DEVICE_NEEDS_RESET`.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Stops the worker, waits until nothing touches guest memory any more, and is ready for a new `activate`.
+    /// Harmless on an idle device.
+    fn reset(&mut self);
+
+    /// Returns once the worker has stopped touching guest memory, with its queues kept. Harmless unless working.
+    fn pause(&mut self);
+
+    /// Lets the worker go on after [`VirtioDevice::pause`], looking at every queue once. Harmless unless paused.
+    fn resume(&mut self);
+}
+
+/// What a device needs to work.
+pub struct Activation {
+    /// Guest memory.
+    pub memory: Arc<Memory>,
+    /// The configured and valid queues in order with their kick events. A queue that the driver left disabled is there too, not
+    /// `ready()`.
+    pub queues: Vec<(Queue, EventFd)>,
+    /// How to interrupt the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// Negotiated features: a subset of those offered.
+    pub features: u64,
+}
+
+/// Interrupts towards the driver. Callable from any thread, never blocks.
+pub trait Interrupt: Send + Sync {
+    /// Queue `index` has used buffers.
+    fn queue(&self, index: u16);
+    /// The configuration space changed.
+    fn config(&self);
+}
+
+/// Why a device did not start working.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The driver configured something that the device cannot work with.
+    #[error("the guest's driver configured the device wrongly: {0}")]
+    Driver(String),
+    /// The host refused something.
+    #[error("cannot {what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
