@@ -1,1 +1,14 @@
-//! How a Ferrostack daemon lives.
+//! How a Ferrostack daemon lives: configuration, logs, calls over unix sockets, the store, durable tasks,
+//! reconcilers, metrics and an orderly end.
+
+pub mod config;
+pub mod daemon;
+pub mod fdpass;
+pub mod log;
+pub mod metrics;
+pub mod reconcile;
+pub mod rpc;
+pub mod store;
+pub mod task;
+
+pub use tokio_util::sync::CancellationToken;

@@ -1,0 +1,109 @@
+//! File descriptors over unix sockets: packets of at most [`PACKET`] bytes, with up to [`FDS`] descriptors each.
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Largest packet in bytes.
+pub const PACKET: usize = 64 << 10;
+/// Most descriptors in one packet.
+pub const FDS: usize = 64;
+
+/// Sends one packet with descriptors.
+///
+/// # Errors
+/// What the kernel says.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+    let sent =
+        sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    if sent == bytes.len() { Ok(()) } else { Err(std::io::Error::other("the packet was cut")) }
+}
+
+/// Receives one packet with its descriptors (close-on-exec); empty bytes mean that the other side closed.
+///
+/// # Errors
+/// What the kernel says; `InvalidData` when the packet or its descriptors were cut.
+#[allow(unsafe_code)]
+pub fn receive(socket: BorrowedFd<'_>) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0u8; PACKET];
+    let mut space = nix::cmsg_space!([RawFd; FDS]);
+    let (length, flags, fds) = {
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let message =
+            recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let mut fds = Vec::new();
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = control {
+                // SAFETY: the kernel just installed these descriptors for us, nobody else owns them.
+                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        (message.bytes, message.flags, fds)
+    };
+    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a packet was cut on receipt"));
+    }
+    bytes.truncate(length);
+    Ok((bytes, fds))
+}
+
+/// Connects to a `SOCK_SEQPACKET` socket, blocking.
+///
+/// # Errors
+/// What the kernel says.
+pub fn connect(path: &std::path::Path) -> std::io::Result<OwnedFd> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(fd)
+}
+
+/// Listens on a `SOCK_SEQPACKET` socket, replacing a stale file.
+///
+/// # Errors
+/// What the kernel says.
+pub fn listen(path: &std::path::Path) -> std::io::Result<OwnedFd> {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => (),
+    }
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&fd, Backlog::new(64)?)?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek, Write};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_descriptor_arrives_with_its_packet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fd.sock");
+        let listener = listen(&path).unwrap();
+        let client = connect(&path).unwrap();
+        let served = nix::sys::socket::accept(listener.as_raw_fd()).unwrap();
+        #[allow(unsafe_code)]
+        // SAFETY: accept just returned it.
+        let served = unsafe { OwnedFd::from_raw_fd(served) };
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"inside").unwrap();
+        send(client.as_fd(), b"hello", &[file.as_fd()]).unwrap();
+        let (bytes, mut fds) = receive(served.as_fd()).unwrap();
+        assert_eq!((bytes.as_slice(), fds.len()), (b"hello".as_slice(), 1));
+        let mut got = std::fs::File::from(fds.remove(0));
+        got.rewind().unwrap();
+        let mut text = String::new();
+        got.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "inside");
+        drop(client);
+        assert_eq!(receive(served.as_fd()).unwrap().0, b"");
+    }
+}

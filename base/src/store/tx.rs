@@ -1,0 +1,178 @@
+//! Transactions and queries.
+
+use super::value::{from_postgres, from_sqlite, names};
+use super::{Engine, Row, Sql, Store, StoreError, Value};
+use sqlx::{AssertSqlSafe, Postgres, Sqlite, Transaction};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Mutex;
+
+/// What reads: the store itself (a statement of its own) or a transaction.
+pub trait Query: Send + Sync {
+    /// All rows of a `SELECT` (or of a `... RETURNING` inside a transaction).
+    fn rows(
+        &self,
+        sql: impl Into<Sql> + Send,
+        args: Vec<Value>,
+    ) -> impl Future<Output = Result<Vec<Row>, StoreError>> + Send;
+
+    /// The first row, if any.
+    fn row(
+        &self,
+        sql: impl Into<Sql> + Send,
+        args: Vec<Value>,
+    ) -> impl Future<Output = Result<Option<Row>, StoreError>> + Send {
+        async { Ok(self.rows(sql, args).await?.into_iter().next()) }
+    }
+}
+
+enum Open {
+    Sqlite(Transaction<'static, Sqlite>),
+    Postgres(Transaction<'static, Postgres>),
+}
+
+/// An open transaction: a handle that may be cloned into helper functions. It ends with [`Store::tx`]; dropped without
+/// an end (the caller went away) it is rolled back.
+#[derive(Clone)]
+pub struct Tx {
+    open: Arc<Mutex<Option<Open>>>,
+    pub(super) retry: Arc<AtomicBool>,
+}
+
+macro_rules! bound {
+    ($query:expr, $args:expr) => {{
+        let mut query = $query;
+        for value in $args {
+            query = match value {
+                Value::Text(value) => query.bind(value),
+                Value::Int(value) => query.bind(value),
+                Value::Real(value) => query.bind(value),
+                Value::Bytes(value) => query.bind(value),
+            };
+        }
+        query
+    }};
+}
+
+macro_rules! collect {
+    ($rows:expr, $from:path) => {{
+        let rows = $rows;
+        match rows.first() {
+            None => Ok(Vec::new()),
+            Some(first) => {
+                let names = names(first);
+                rows.iter().map(|row| $from(row, &names)).collect()
+            }
+        }
+    }};
+}
+
+impl Tx {
+    pub(super) async fn begin(engine: &Engine) -> Result<Self, StoreError> {
+        let open = match engine {
+            // IMMEDIATE takes the write lock now: a reader that turns writer would have to be repeated.
+            Engine::Sqlite { writer, .. } => Open::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
+            Engine::Postgres(pool) => {
+                Open::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL SERIALIZABLE").await?)
+            }
+        };
+        Ok(Self { open: Arc::new(Mutex::new(Some(open))), retry: Arc::default() })
+    }
+
+    /// Serialises schema changes of programs that start at the same time.
+    pub(super) async fn lock_schema(&self) -> Result<(), StoreError> {
+        if let Some(Open::Postgres(_)) = &*self.open.lock().await {
+        } else {
+            return Ok(());
+        }
+        self.rows("SELECT CAST(pg_advisory_xact_lock(4611686018427387) AS TEXT) AS locked", Vec::new())
+            .await?;
+        Ok(())
+    }
+
+    /// Runs a statement that returns no rows.
+    ///
+    /// # Errors
+    /// What the engine says. The transaction is then to be given up.
+    pub async fn exec(&self, sql: impl Into<Sql> + Send, args: Vec<Value>) -> Result<u64, StoreError> {
+        let text = sql.into().0.into_owned();
+        let mut open = self.open.lock().await;
+        let outcome = match open.as_mut() {
+            None => return Err(ended()),
+            Some(Open::Sqlite(tx)) => bound!(sqlx::query(AssertSqlSafe(text)), args)
+                .execute(&mut **tx)
+                .await
+                .map(|done| done.rows_affected()),
+            Some(Open::Postgres(tx)) => bound!(sqlx::query(AssertSqlSafe(text)), args)
+                .execute(&mut **tx)
+                .await
+                .map(|done| done.rows_affected()),
+        };
+        outcome.map_err(|error| self.failed(&error))
+    }
+
+    pub(super) async fn commit(self) -> Result<(), (StoreError, bool)> {
+        let outcome = match self.open.lock().await.take() {
+            None => return Err((ended(), false)),
+            Some(Open::Sqlite(tx)) => tx.commit().await,
+            Some(Open::Postgres(tx)) => tx.commit().await,
+        };
+        outcome.map_err(|error| StoreError::from_sqlx(&error))
+    }
+
+    pub(super) async fn rollback(self) {
+        // A failed roll-back closes the connection, which rolls back too.
+        let _ = match self.open.lock().await.take() {
+            None => Ok(()),
+            Some(Open::Sqlite(tx)) => tx.rollback().await,
+            Some(Open::Postgres(tx)) => tx.rollback().await,
+        };
+    }
+
+    fn failed(&self, error: &sqlx::Error) -> StoreError {
+        let (error, retry) = StoreError::from_sqlx(error);
+        if retry {
+            self.retry.store(true, Ordering::Relaxed);
+        }
+        error
+    }
+}
+
+fn ended() -> StoreError {
+    StoreError::Other("the transaction has ended".to_owned())
+}
+
+impl Query for Tx {
+    async fn rows(&self, sql: impl Into<Sql> + Send, args: Vec<Value>) -> Result<Vec<Row>, StoreError> {
+        let text = sql.into().0.into_owned();
+        let mut open = self.open.lock().await;
+        match open.as_mut() {
+            None => Err(ended()),
+            Some(Open::Sqlite(tx)) => {
+                let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(&mut **tx).await;
+                collect!(rows.map_err(|error| self.failed(&error))?, from_sqlite)
+            }
+            Some(Open::Postgres(tx)) => {
+                let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(&mut **tx).await;
+                collect!(rows.map_err(|error| self.failed(&error))?, from_postgres)
+            }
+        }
+    }
+}
+
+impl Query for Store {
+    async fn rows(&self, sql: impl Into<Sql> + Send, args: Vec<Value>) -> Result<Vec<Row>, StoreError> {
+        let text = sql.into().0.into_owned();
+        match &self.engine {
+            Engine::Sqlite { readers, .. } => {
+                let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(readers).await?;
+                collect!(rows, from_sqlite)
+            }
+            Engine::Postgres(pool) => {
+                let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(pool).await?;
+                collect!(rows, from_postgres)
+            }
+        }
+    }
+}
