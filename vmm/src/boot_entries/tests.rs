@@ -1,0 +1,306 @@
+//! Images made by the usual tools, whole and broken.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use proptest::prelude::{any, prop};
+
+use super::find::find;
+use super::{Found, Trouble};
+
+/// Runs a tool of a Debian package; the test command installs it.
+fn tool(name: &str, arguments: &[&str]) {
+    let done = Command::new(name)
+        .args(arguments)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Files that go into a file system.
+struct Tree {
+    dir: tempfile::TempDir,
+}
+
+impl Tree {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn file(self, path: &str, content: &[u8]) -> Self {
+        let path = self.root().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+        self
+    }
+
+    fn link(self, path: &str, target: &str) -> Self {
+        std::os::unix::fs::symlink(target, self.root().join(path)).unwrap();
+        self
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    fn ext4(&self, mib: u32, options: &[&str]) -> Vec<u8> {
+        let image = self.dir.path().join("ext4");
+        let size = format!("{mib}M");
+        let root = self.root();
+        let mut arguments = vec!["-q", "-F", "-d", text(&root)];
+        arguments.extend(options);
+        arguments.extend([text(&image), &size]);
+        tool("mkfs.ext4", &arguments);
+        fs::read(image).unwrap()
+    }
+
+    fn fat(&self, bits: &str, mib: u64) -> Vec<u8> {
+        let image = self.dir.path().join("fat");
+        fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        tool("mkfs.vfat", &["-F", bits, text(&image)]);
+        for entry in fs::read_dir(self.root()).unwrap() {
+            let path = entry.unwrap().path();
+            tool("mcopy", &["-s", "-i", text(&image), text(&path), "::"]);
+        }
+        fs::read(image).unwrap()
+    }
+}
+
+/// A disk with a partition table (`gpt` or `dos`) and a partition for each file system, at every 1 MiB boundary.
+fn disk(table: &str, parts: &[Vec<u8>]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk");
+    let mut script = format!("label: {table}\n");
+    let mut at = 1 << 20;
+    for part in parts {
+        script.push_str(&format!("start={}, size={}\n", at / 512, part.len() / 512));
+        at += part.len().next_multiple_of(1 << 20);
+    }
+    fs::File::create(&image).unwrap().set_len(at as u64 + (1 << 20)).unwrap();
+    let script_file = dir.path().join("script");
+    fs::write(&script_file, script).unwrap();
+    let command = format!("sfdisk -q {} < {}", text(&image), text(&script_file));
+    tool("sh", &["-c", &command]);
+    let mut bytes = fs::read(&image).unwrap();
+    let mut at = 1 << 20;
+    for part in parts {
+        bytes[at..at + part.len()].copy_from_slice(part);
+        at += part.len().next_multiple_of(1 << 20);
+    }
+    bytes
+}
+
+/// Something that looks like a bzImage of this many bytes.
+fn kernel(size: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..size).map(|n| n.to_le_bytes()[0]).collect();
+    bytes[0x1fe..0x206].copy_from_slice(b"\x55\xaa\xeb\x6aHdrS");
+    bytes
+}
+
+struct Booted {
+    found: Found,
+    kernel: Vec<u8>,
+    initrd: Vec<u8>,
+}
+
+fn boot(image: Vec<u8>) -> Result<Booted, Trouble> {
+    let (mut kernel, mut initrd) = (Vec::new(), Vec::new());
+    let found = find(Arc::new(image), &mut kernel, &mut initrd)?;
+    Ok(Booted { found, kernel, initrd })
+}
+
+fn refusal(image: Vec<u8>) -> String {
+    match boot(image) {
+        Ok(booted) => panic!("booted {:?}", booted.found),
+        Err(trouble) => trouble.to_string(),
+    }
+}
+
+const GRUB_CFG: &[u8] = b"set default=0\nmenuentry 'Debian GNU/Linux' {\n\tlinux /boot/vmlinuz-6.1 root=UUID=1 ro console=ttyS0\n\
+                          \tinitrd /boot/initrd.img-6.1\n}\n";
+
+fn debian() -> Tree {
+    Tree::new()
+        .file("boot/vmlinuz-6.1", &kernel(300_001))
+        .file("boot/initrd.img-6.1", &[7; 70_000])
+        .file("boot/grub/grub.cfg", GRUB_CFG)
+}
+
+#[test]
+fn debian_cloud_layout() {
+    // p1 is the root file system, the others the ESP and a BIOS boot partition, as in genericcloud images.
+    let esp = Tree::new().file(
+        "EFI/debian/grub.cfg",
+        b"search.fs_uuid 1 root\nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n",
+    );
+    let image = disk("gpt", &[debian().ext4(24, &[]), esp.fat("16", 16), vec![0; 1 << 20]]);
+    let booted = boot(image).unwrap();
+    assert_eq!(
+        booted.found,
+        Found {
+            command_line: "root=UUID=1 ro console=ttyS0".into(),
+            entry: "Debian GNU/Linux".into(),
+            partition: 1,
+            has_initrd: true
+        }
+    );
+    assert_eq!(booted.kernel, kernel(300_001));
+    assert_eq!(booted.initrd, [7; 70_000]);
+}
+
+#[test]
+fn a_damaged_primary_gpt_leaves_the_backup() {
+    let mut image = disk("gpt", &[debian().ext4(24, &[])]);
+    image[512..1024].fill(0xff);
+    assert_eq!(boot(image).unwrap().found.partition, 1);
+}
+
+#[test]
+fn separate_boot_partition_with_bls_entries_and_several_initrds() {
+    let tree = Tree::new()
+        .file("vmlinuz-6.8", &kernel(5000))
+        .file("a.img", b"12345")
+        .file("b.img", b"678")
+        .file("loader/entries/m-6.7.conf", b"title Old\nversion 6.7\nlinux /vmlinuz-6.7\n")
+        .file(
+            "loader/entries/m-6.8.conf",
+            b"title Fedora\nversion 6.8\nlinux /vmlinuz-6.8\ninitrd /a.img\ninitrd /b.img\noptions $kernelopts quiet\n",
+        )
+        .file("grub2/grubenv", b"# GRUB Environment Block\nkernelopts=root=UUID=9 ro\n#####");
+    let booted = boot(disk("dos", &[vec![0; 1 << 20], tree.ext4(16, &["-O", "^has_journal"])])).unwrap();
+    assert_eq!(booted.found.command_line, "root=UUID=9 ro quiet");
+    assert_eq!((booted.found.partition, booted.found.entry.as_str()), (2, "Fedora"));
+    assert_eq!(booted.initrd, b"12345\x00\x00\x00678");
+}
+
+#[test]
+fn fat_of_every_width_with_long_names() {
+    for (bits, mib) in [("12", 4), ("16", 16), ("32", 40)] {
+        let tree = Tree::new()
+            .file("0123456789abcdef0123456789abcdef/6.1/linux", &kernel(150_000))
+            .file("loader/loader.conf", b"timeout 3\ndefault *-6.1.conf\n")
+            .file(
+                "loader/entries/0123456789abcdef0123456789abcdef-6.1.conf",
+                b"title  Debian\nlinux /0123456789ABCDEF0123456789abcdef/6.1/linux\noptions root=/dev/vda2\n",
+            );
+        let booted = boot(tree.fat(bits, mib)).unwrap();
+        assert_eq!(booted.kernel, kernel(150_000), "FAT{bits}");
+        assert!(!booted.found.has_initrd);
+        assert_eq!((booted.found.partition, booted.found.command_line.as_str()), (0, "root=/dev/vda2"));
+    }
+}
+
+#[test]
+fn bare_ext2_with_extlinux_and_symbolic_links() {
+    let tree = Tree::new()
+        .file("boot/vmlinuz-virt", &kernel(9000))
+        .file(
+            "boot/extlinux.conf",
+            b"DEFAULT v\nLABEL v\n LINUX vmlinuz\n APPEND root=/dev/vda modules=ext4\n",
+        )
+        .link("boot/vmlinuz", "vmlinuz-virt");
+    let booted = boot(tree.ext4(16, &["-t", "ext2"])).unwrap();
+    assert_eq!(booted.kernel, kernel(9000));
+    assert_eq!(booted.found.entry, "v");
+}
+
+#[test]
+fn an_entry_whose_files_are_gone_gives_way_to_the_next() {
+    let tree = Tree::new().file("boot/vmlinuz-2", &kernel(2000)).file(
+        "boot/grub/grub.cfg",
+        b"menuentry A {\n linux /boot/vmlinuz-1\n}\nmenuentry B {\n linux /boot/vmlinuz-2 x\n}\n",
+    );
+    assert_eq!(boot(tree.ext4(16, &[])).unwrap().found.entry, "B");
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    let mut xfs = vec![0; 1 << 20];
+    xfs[..4].copy_from_slice(b"XFSB");
+    let mut btrfs = vec![0; 1 << 20];
+    btrfs[0x1_0040..0x1_0048].copy_from_slice(b"_BHRfS_M");
+    let mut luks = vec![0; 1 << 20];
+    luks[..6].copy_from_slice(b"LUKS\xba\xbe");
+    let mut lvm = vec![0; 1 << 20];
+    lvm[512..520].copy_from_slice(b"LABELONE");
+    let said = refusal(disk("gpt", &[xfs, btrfs, luks, lvm]));
+    for name in ["partition 1 is XFS", "partition 2 is btrfs", "partition 3 is LUKS", "partition 4 is LVM"] {
+        assert!(said.contains(name), "{said}");
+    }
+}
+
+#[test]
+fn wrong_kernels_and_limits_are_refused() {
+    let with = |kernel: &[u8], options: &str| {
+        let config = format!("label a\nkernel /k\nappend {options}\n");
+        Tree::new().file("k", kernel).file("extlinux.conf", config.as_bytes()).ext4(16, &[])
+    };
+    assert!(refusal(with(b"MZ\0\0", "x")).contains("EFI program"));
+    assert!(refusal(with(b"hello", "x")).contains("neither"));
+    assert!(refusal(with(&kernel(2000), &"x".repeat(2048))).contains("2048 bytes"));
+    assert!(refusal(with(&kernel(2000), "a\u{7}b")).contains("control characters"));
+}
+
+#[test]
+fn a_kernel_beyond_the_limit_is_refused_before_it_is_copied() {
+    let tree = Tree::new().file("k", &kernel(2000)).file("extlinux.conf", b"label a\nkernel /k\n");
+    let file = fs::OpenOptions::new().write(true).open(tree.root().join("k")).unwrap();
+    file.set_len((128 << 20) + 1).unwrap();
+    assert!(refusal(tree.ext4(160, &[])).contains("larger than 128 MiB"));
+}
+
+#[test]
+fn nothing_bootable() {
+    assert!(refusal(vec![0; 1 << 20]).contains("partition 0 holds nothing known"));
+    assert!(refusal(Vec::new()).contains("no boot entry"));
+    let said = refusal(Tree::new().file("etc/hostname", b"x").ext4(16, &[]));
+    assert!(said.contains("partition 0 is ext2/3/4"), "{said}");
+}
+
+/// Damages an image in places that hold metadata, and expects an answer, whatever it is.
+fn survive(image: &[u8], hits: &[(usize, u8)], cut: usize) {
+    let mut broken = image.to_vec();
+    // Image bytes are mostly empty; aim at those that are not.
+    let used: Vec<usize> =
+        broken.iter().enumerate().filter(|(_, byte)| **byte != 0).map(|(at, _)| at).take(200_000).collect();
+    for (at, value) in hits {
+        if let Some(place) = used.get(at % used.len().max(1)) {
+            broken[*place] = *value;
+        }
+    }
+    broken.truncate(broken.len() - cut % broken.len());
+    let _ = boot(broken);
+}
+
+fn small(tree: Tree) -> Tree {
+    tree.file("boot/vmlinuz-6.1", &kernel(3000))
+        .file("boot/initrd.img-6.1", b"7")
+        .file("boot/grub/grub.cfg", GRUB_CFG)
+}
+
+static EXT4: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+    // Without checksums, damage reaches further into the reader.
+    small(Tree::new()).ext4(4, &["-O", "^metadata_csum,^has_journal"])
+});
+static FAT: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| small(Tree::new()).fat("12", 4));
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn damaged_ext4_never_panics(hits in prop::collection::vec((any::<usize>(), any::<u8>()), 1..60), cut in prop::sample::select(vec![0, 0, 1000, 3 << 20])) {
+        survive(&EXT4, &hits, cut);
+    }
+
+    #[test]
+    fn damaged_fat_never_panics(hits in prop::collection::vec((any::<usize>(), any::<u8>()), 1..60), cut in prop::sample::select(vec![0, 0, 1000, 3 << 20])) {
+        survive(&FAT, &hits, cut);
+    }
+}
