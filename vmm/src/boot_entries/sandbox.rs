@@ -53,6 +53,9 @@ const ALLOWED: [libc::c_long; 27] = [
 /// # Errors
 /// When the kernel refuses; the reader must not go on then.
 pub fn enter() -> Result<(), Trouble> {
+    // A backtrace opens files; being killed for that would hide what went wrong.
+    // SAFETY: the process has a single thread, so nothing else reads the environment.
+    unsafe { std::env::set_var("RUST_BACKTRACE", "0") };
     for (resource, limit) in [
         (Resource::RLIMIT_CPU, CPU_SECONDS),
         (Resource::RLIMIT_AS, MEMORY),
@@ -78,4 +81,65 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let filter =
         SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?;
     filter.try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::enter;
+    use nix::sys::signal::Signal;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+
+    /// Runs `act` in a child inside the sandbox and tells how it ended.
+    fn in_sandbox(act: fn()) -> WaitStatus {
+        // SAFETY: the child only enters the sandbox, acts and ends; the allocator is safe after a fork with glibc.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                let code = if enter().is_ok() {
+                    act();
+                    0
+                } else {
+                    1
+                };
+                // SAFETY: ends the child without running the test harness's exit handlers.
+                unsafe { libc::_exit(code) }
+            }
+            ForkResult::Parent { child } => waitpid(child, None).unwrap(),
+        }
+    }
+
+    #[test]
+    fn computing_and_allocating_is_allowed() {
+        let status = in_sandbox(|| drop(std::hint::black_box(vec![1_u8; 64 << 20])));
+        assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
+    }
+
+    #[test]
+    fn opening_a_file_or_making_code_kills() {
+        let open = || drop(std::fs::File::open("/etc/passwd"));
+        let socket = || drop(std::net::UdpSocket::bind("127.0.0.1:0"));
+        let code = || {
+            // SAFETY: asks for new memory anywhere and uses none of it.
+            unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    4096,
+                    libc::PROT_READ | libc::PROT_EXEC,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                    -1,
+                    0,
+                );
+            }
+        };
+        for act in [open as fn(), socket, code] {
+            let status = in_sandbox(act);
+            assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGSYS, _)), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn too_much_memory_ends_it() {
+        let status = in_sandbox(|| drop(std::hint::black_box(vec![1_u8; 600 << 20])));
+        assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGABRT, _)), "{status:?}");
+    }
 }
