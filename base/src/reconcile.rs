@@ -17,6 +17,11 @@ impl Nudge {
     pub fn nudge(&self) {
         self.0.notify_one();
     }
+
+    /// Resolves at the next nudge, or at once when one came since the last time.
+    pub async fn woken(&self) {
+        self.0.notified().await;
+    }
 }
 
 /// Runs `settle` at once, then after each nudge and at least every `every`, until cancelled.
@@ -49,7 +54,7 @@ pub async fn drive<F, Fut, E>(
         };
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = nudge.0.notified() => (),
+            () = nudge.woken() => (),
             () = tokio::time::sleep(pause) => (),
         }
     }

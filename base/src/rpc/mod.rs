@@ -33,7 +33,7 @@ mod tests {
 
     fn router() -> Router {
         Router::new().serve(|call: Halve| async move {
-            if call.number % 2 == 0 {
+            if call.number.is_multiple_of(2) {
                 Ok((call.number / 2, crate::log::request_id()))
             } else {
                 Err(Refused::invalid(format!("{} is odd", call.number)).remedy("give an even number"))

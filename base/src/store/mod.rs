@@ -129,7 +129,9 @@ impl Store {
         if let Some(path) = url.strip_prefix("sqlite://") {
             Self::open_sqlite(Path::new(path)).await
         } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            let options = PgConnectOptions::from_str(url)?;
+            // A lock that is held for longer than this is held by a client that hangs: fail and try again.
+            let limits = [("lock_timeout", "10s"), ("idle_in_transaction_session_timeout", "30s")];
+            let options = PgConnectOptions::from_str(url)?.options(limits).application_name("ferrostack");
             let pool = PgPoolOptions::new()
                 .max_connections(16)
                 .acquire_timeout(Duration::from_secs(10))
