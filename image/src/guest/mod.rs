@@ -86,7 +86,7 @@ pub fn build(out: &Path, cache: &Path) -> Result<Facts, Fault> {
 
     println!("making initrd and root file system for Linux {release}");
     let initrd = out.scratch().join("guest.initrd");
-    write_initrd(&initrd, &unpacked.join(recipe::BUSYBOX_STATIC).join("bin/busybox"), &modules)?;
+    write_initrd(&initrd, &unpacked.join(recipe::BUSYBOX).join("bin/busybox"), &modules)?;
     let tree = Tree::new(&out.scratch().join("root"))?;
     fill(&tree, &unpacked, &packages)?;
     install_kernel(&tree, &release, &vmlinuz, &initrd, &modules)?;
@@ -149,7 +149,7 @@ pub fn command_line() -> String {
 
 /// All packages, the kernel last.
 fn fetch(cache: &Cache) -> Result<Vec<Package>, Fault> {
-    let mut names: Vec<&str> = vec![recipe::KERNEL, recipe::BUSYBOX, recipe::BUSYBOX_STATIC];
+    let mut names: Vec<&str> = vec![recipe::KERNEL, recipe::BUSYBOX, recipe::SHELL];
     names.extend(recipe::TAKES.iter().map(|take| take.package));
     let mut packages = cache.get(&names)?;
     let meta = packages.remove(0);
@@ -243,16 +243,15 @@ fn fill(tree: &Tree, unpacked: &Path, packages: &[Package]) -> Result<(), Fault>
     for (path, mode) in recipe::DIRECTORIES {
         tree.directory(path, *mode)?;
     }
-    // The static one first: what the other has as well replaces its link.
-    for (package, program) in [(recipe::BUSYBOX_STATIC, "busybox.static"), (recipe::BUSYBOX, "busybox")] {
-        let source = unpacked.join(package).join("bin/busybox");
-        tree.copy(&source, &format!("usr/bin/{program}"))?;
-        let list = Command::new(&source).arg("--list").output().map_err(Fault::file("run", &source))?;
-        for applet in
-            String::from_utf8_lossy(&list.stdout).lines().filter(|name| !name.starts_with("busybox"))
-        {
-            tree.symlink(&format!("usr/bin/{applet}"), program)?;
-        }
+    let busybox = unpacked.join(recipe::BUSYBOX).join("bin/busybox");
+    tree.copy(&busybox, "usr/bin/busybox")?;
+    let list = Command::new(&busybox).arg("--list").output().map_err(Fault::file("run", &busybox))?;
+    for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|name| *name != "busybox") {
+        tree.symlink(&format!("usr/bin/{applet}"), "busybox")?;
+    }
+    tree.copy(&unpacked.join(recipe::SHELL).join("bin/busybox"), "usr/bin/busybox-shell")?;
+    for name in ["sh", "ash"] {
+        tree.symlink(&format!("usr/bin/{name}"), "busybox-shell")?;
     }
     // Real programs come after the applets and replace those of the same name.
     for take in recipe::TAKES {
@@ -288,9 +287,9 @@ fn install_kernel(
     for module in modules.closure(&[recipe::EARLY_DRIVERS, recipe::DRIVERS].concat())? {
         tree.file(&format!("{base}/{}", module.path), 0o644, &module.content)?;
     }
-    let mut depmod = Command::new(tree.root().join("usr/bin/busybox.static"));
+    let mut depmod = Command::new(tree.root().join("usr/bin/busybox"));
     depmod.args(["depmod", "-b"]).arg(tree.root()).arg(release);
-    Tool { name: "depmod", package: recipe::BUSYBOX_STATIC }.run_command(depmod)?;
+    Tool { name: "depmod", package: recipe::BUSYBOX }.run_command(depmod)?;
 
     tree.copy(vmlinuz, &format!("boot/vmlinuz-{release}"))?;
     tree.copy(initrd, &format!("boot/initrd.img-{release}"))?;
