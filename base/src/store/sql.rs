@@ -79,6 +79,12 @@ impl Where {
         self
     }
 
+    /// Adds a piece as it is, without a space or `AND` before it: for conditions put together from several pieces.
+    pub fn append(&mut self, text: &'static str, values: impl IntoIterator<Item = Value>) -> &mut Self {
+        self.piece(text, values);
+        self
+    }
+
     fn piece(&mut self, text: &'static str, values: impl IntoIterator<Item = Value>) {
         let mut values = values.into_iter();
         for (index, part) in text.split('?').enumerate() {
