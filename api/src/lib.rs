@@ -1,1 +1,28 @@
-//! Placeholder head: replaced by the owner of this crate.
+//! The control plane: every REST service over one store, and the work that they start.
+//!
+//! ```text
+//!  HTTPS / loopback HTTP --> kit::Router --> <service>::routes --> rules (one transaction) --> view
+//!                                                  |  writes a resource row and a task row
+//!  base::task::Workers <---------------------------+      reconcilers (woken by a nudge or a timer)
+//!        |                                                        |
+//!        +--------------> hostd, netd, blockd (unix sockets) <----+
+//! ```
+//!
+//! Services call each other in process through `<service>::inner` only, and never see each other's tables.
+
+pub mod app;
+pub mod bootstrap;
+pub mod compute;
+pub mod config;
+pub mod identity;
+pub mod image;
+pub mod network;
+pub mod object;
+pub mod placement;
+pub mod serve;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod tls;
+pub mod volume;
+
+pub use api_kit as kit;

@@ -152,7 +152,9 @@ impl<S> Call<S> {
     /// 403 when the token is not scoped to a project.
     pub fn project_id(&self) -> Result<&str, Fault> {
         self.caller.project_id.as_deref().ok_or_else(|| {
-            Fault::forbidden("This needs a token that is scoped to a project. Ask for one with a project scope.")
+            Fault::forbidden(
+                "This needs a token that is scoped to a project. Ask for one with a project scope.",
+            )
         })
     }
 

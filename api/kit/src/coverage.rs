@@ -1,8 +1,8 @@
 //! What keeps the declarations honest: a list of everything that one of them forgot, and counts of what is asked.
 
+use crate::Service;
 use crate::operation::BodyMode;
 use crate::policy::{COMMON, Policy};
-use crate::Service;
 use axum::http::Method;
 use base::metrics::Metrics;
 use prometheus_client::encoding::EncodeLabelSet;

@@ -177,10 +177,9 @@ impl Fault {
         let style = if code == 401 && style != FaultStyle::Swift { FaultStyle::Keystone } else { style };
         let title = self.status.canonical_reason().unwrap_or("Error");
         let mut reply = match style {
-            FaultStyle::Keystone => Reply::json(
-                code,
-                json!({"error": {"code": code, "message": self.message, "title": title}}),
-            ),
+            FaultStyle::Keystone => {
+                Reply::json(code, json!({"error": {"code": code, "message": self.message, "title": title}}))
+            }
             FaultStyle::Nova | FaultStyle::Cinder => {
                 let kind = if self.kind.is_empty() { nova_kind(code) } else { &self.kind };
                 Reply::json(code, json!({kind: {"code": code, "message": self.message}}))
@@ -195,8 +194,7 @@ impl Fault {
             FaultStyle::Glance => self.webob(title, accept),
             FaultStyle::Swift => self.swift(title),
             FaultStyle::Placement => {
-                let kind =
-                    if self.kind.is_empty() { "placement.undefined_code" } else { &self.kind };
+                let kind = if self.kind.is_empty() { "placement.undefined_code" } else { &self.kind };
                 Reply::json(
                     code,
                     json!({"errors": [{"status": code, "title": title, "detail": self.message,
@@ -231,7 +229,9 @@ impl Fault {
             return Reply::text(code, self.message.clone());
         }
         let text = match code {
-            401 => "This server could not verify that you are authorized to access the document you requested.",
+            401 => {
+                "This server could not verify that you are authorized to access the document you requested."
+            }
             403 => "Access was denied to this resource.",
             404 => "The resource could not be found.",
             405 => "The method is not allowed for this resource.",

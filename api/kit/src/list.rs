@@ -209,7 +209,10 @@ fn values(filter: &Filter, given: &[&str]) -> Result<Vec<Value>, Fault> {
             Match::Truth => out.push(truth(filter.name, text)?.into()),
             Match::Int => {
                 let number: i64 = text.parse().map_err(|_| {
-                    Fault::bad_request(format!("Invalid value for '{}': an integer is expected.", filter.name))
+                    Fault::bad_request(format!(
+                        "Invalid value for '{}': an integer is expected.",
+                        filter.name
+                    ))
                 })?;
                 out.push(number.into());
             }
@@ -254,7 +257,9 @@ fn limit(query: &crate::Query, spec: &ListSpec) -> Result<u32, Fault> {
     let Some(text) = query.get("limit").filter(|text| !text.is_empty()) else { return Ok(spec.max_limit) };
     let number: i64 = text.parse().map_err(|_| {
         let text: String = text.chars().take(64).collect();
-        Fault::bad_request(format!("Invalid input for query parameters limit. Value: {text}. An integer is expected."))
+        Fault::bad_request(format!(
+            "Invalid input for query parameters limit. Value: {text}. An integer is expected."
+        ))
     })?;
     if number < 0 {
         return Err(Fault::bad_request("Invalid input for query parameters limit: it must not be negative."));
@@ -315,9 +320,11 @@ fn order(query: &crate::Query, spec: &'static ListSpec, reverse: bool) -> Result
 }
 
 fn column(spec: &'static ListSpec, name: &str) -> Option<&'static str> {
-    spec.sorts.iter().find(|sort| sort.name == name).map(|sort| sort.column).or_else(|| {
-        (name == "id" || name == spec.key).then_some(spec.key)
-    })
+    spec.sorts
+        .iter()
+        .find(|sort| sort.name == name)
+        .map(|sort| sort.column)
+        .or_else(|| (name == "id" || name == spec.key).then_some(spec.key))
 }
 
 async fn find(

@@ -132,7 +132,9 @@ mod tests {
             ask(&[("openstack-api-version", "compute 2.80")]),
             Err(Disagree::Unsupported("2.80".into()))
         );
-        for bad in ["compute 2", "compute x.y", "compute 2.01", "compute 2.-1", "compute", "compute 2.99999999"] {
+        for bad in
+            ["compute 2", "compute x.y", "compute 2.01", "compute 2.-1", "compute", "compute 2.99999999"]
+        {
             assert!(matches!(ask(&[("openstack-api-version", bad)]), Err(Disagree::Malformed(_))), "{bad}");
         }
     }

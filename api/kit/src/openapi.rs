@@ -16,7 +16,9 @@ impl<S: Send + Sync + 'static> Router<S> {
         let mut paths = Map::new();
         let mut tags = Vec::new();
         for service in self.services.values() {
-            tags.push(json!({"name": service.name, "description": format!("OpenStack {} API", service.kind)}));
+            tags.push(
+                json!({"name": service.name, "description": format!("OpenStack {} API", service.kind)}),
+            );
             for operation in service.routes.iter().flatten() {
                 let path = format!("{}{}", service.prefix, operation.path.replace("{*", "{"));
                 let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(&path);

@@ -185,9 +185,7 @@ impl Policy {
             Check::Not(part) => self.walk(name, part, depth + 1),
             Check::Rule(other) => match self.rules.get(other.as_str()) {
                 Some(check) => self.walk(name, check, depth + 1),
-                None => {
-                    Err(BadRule { rule: name.to_owned(), why: format!("there is no rule '{other}'") })
-                }
+                None => Err(BadRule { rule: name.to_owned(), why: format!("there is no rule '{other}'") }),
             },
         }
     }
@@ -228,8 +226,9 @@ impl Policy {
                 match (value(left, caller, target), value(right, caller, target)) {
                     (Known::Value(left), Known::Value(right)) => Verdict::from(left == right),
                     (Known::Never, _) | (_, Known::Never) => Verdict::No,
-                    (Known::NotYet, Known::Value(_) | Known::NotYet)
-                    | (Known::Value(_), Known::NotYet) => Verdict::Maybe,
+                    (Known::NotYet, Known::Value(_) | Known::NotYet) | (Known::Value(_), Known::NotYet) => {
+                        Verdict::Maybe
+                    }
                 }
             }
         }
@@ -396,11 +395,20 @@ mod tests {
         let (caller, own, other) = (member(), Target::project("p1"), Target::project("p2"));
         assert_eq!(ask("rule:project_member_or_admin", &caller, &own), Verdict::Yes);
         assert_eq!(ask("rule:project_member_or_admin", &caller, &other), Verdict::No);
-        assert_eq!(ask("(role:reader and project_id:%(project_id)s) or role:admin", &caller, &own), Verdict::Yes);
+        assert_eq!(
+            ask("(role:reader and project_id:%(project_id)s) or role:admin", &caller, &own),
+            Verdict::Yes
+        );
         assert_eq!(ask("not role:member or !", &caller, &own), Verdict::No);
         assert_eq!(ask("", &caller, &other), Verdict::Yes);
-        assert_eq!(ask("'public':%(visibility)s", &caller, &Target::new().with("visibility", "public")), Verdict::Yes);
-        assert_eq!(ask("None:%(domain_id)s", &caller, &Target::new().with("domain_id", "None")), Verdict::Yes);
+        assert_eq!(
+            ask("'public':%(visibility)s", &caller, &Target::new().with("visibility", "public")),
+            Verdict::Yes
+        );
+        assert_eq!(
+            ask("None:%(domain_id)s", &caller, &Target::new().with("domain_id", "None")),
+            Verdict::Yes
+        );
         assert_eq!(ask("role:MEMBER", &caller, &own), Verdict::Yes);
         // An attribute that the target lacks never matches.
         assert_eq!(ask("user_id:%(target.user.id)s", &caller, &own), Verdict::No);

@@ -142,7 +142,9 @@ mod tests {
         on_both(|db| async move {
             db.store.migrate("kit", MIGRATIONS).await.unwrap();
             let ask = async |in_use: i64| {
-                db.store.tx(|tx| async move { check(&tx, "compute", "p", DEFAULTS[0], in_use, 1).await }).await
+                db.store
+                    .tx(|tx| async move { check(&tx, "compute", "p", DEFAULTS[0], in_use, 1).await })
+                    .await
             };
             ask(1).await.unwrap();
             let fault = ask(2).await.unwrap_err();

@@ -6,7 +6,9 @@ use crate::operation::BodyMode;
 use crate::policy::{COMMON, Policy, Verdict};
 use crate::rate::{Limit, Rate};
 use crate::service::UnknownQuery;
-use crate::{Authenticate, Call, Caller, Fault, FaultStyle, Micro, MicroRange, Operation, Reply, Service, Target};
+use crate::{
+    Authenticate, Call, Caller, Fault, FaultStyle, Micro, MicroRange, Operation, Reply, Service, Target,
+};
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use bytes::Bytes;
@@ -80,7 +82,9 @@ pub enum BadDeclaration {
         why: String,
     },
     /// A policy override for something that does not exist.
-    #[error("policy overrides name the service or rule '{0}', which does not exist; remove it or correct its name")]
+    #[error(
+        "policy overrides name the service or rule '{0}', which does not exist; remove it or correct its name"
+    )]
     Override(String),
 }
 
@@ -155,9 +159,9 @@ impl<S> Mounted<S> {
     /// A denial in the words of the service.
     pub(crate) fn forbidden(&self, rule: &str) -> Fault {
         match self.faults {
-            FaultStyle::Keystone => Fault::forbidden(format!(
-                "You are not authorized to perform the requested action: {rule}."
-            )),
+            FaultStyle::Keystone => {
+                Fault::forbidden(format!("You are not authorized to perform the requested action: {rule}."))
+            }
             FaultStyle::Neutron => Fault::forbidden(format!("rule:{rule} is disallowed by policy")),
             FaultStyle::Glance => {
                 Fault::forbidden(format!("You are not authorized to complete {rule} action."))
@@ -245,7 +249,8 @@ impl<S: Send + Sync + 'static> Router<S> {
         let connection = request.extensions().get::<Connection>().copied().unwrap_or_default();
         let work = async {
             let mut trace = Trace::default();
-            let outcome = AssertUnwindSafe(self.dispatch(request, connection, &id, &mut trace)).catch_unwind();
+            let outcome =
+                AssertUnwindSafe(self.dispatch(request, connection, &id, &mut trace)).catch_unwind();
             let mut response = outcome.await.unwrap_or_else(|_| {
                 let fault = Fault::internal("the handler panicked");
                 tracing::error!(operation = trace.operation, "a handler panicked");
@@ -344,9 +349,8 @@ impl<S: Send + Sync + 'static> Router<S> {
         trace: &mut Trace,
     ) -> Result<Reply, Fault> {
         let (parts, body) = request.into_parts();
-        let (routes, path) = service
-            .find(rest)
-            .ok_or_else(|| Fault::not_found("The resource could not be found."))?;
+        let (routes, path) =
+            service.find(rest).ok_or_else(|| Fault::not_found("The resource could not be found."))?;
         let spoken = match service.micro {
             None => Micro(0, 0),
             Some(range) => {
@@ -523,8 +527,11 @@ impl<S: Send + Sync + 'static> Router<S> {
                             "url": format!("{base}{}", service.prefix)})
                     })
                     .collect();
-                Reply::json(200, serde_json::json!({"services": services,
-                    "openapi": format!("{base}/openapi.json"), "version": env!("CARGO_PKG_VERSION")}))
+                Reply::json(
+                    200,
+                    serde_json::json!({"services": services,
+                    "openapi": format!("{base}/openapi.json"), "version": env!("CARGO_PKG_VERSION")}),
+                )
             }
             "/healthcheck" => Reply::text(200, "OK"),
             "/openapi.json" => {
@@ -595,8 +602,7 @@ fn candidates<S>(
         found = of(&Method::GET);
     }
     if found.is_empty() {
-        let mut allowed: BTreeSet<&str> =
-            routes.iter().map(|operation| operation.method.as_str()).collect();
+        let mut allowed: BTreeSet<&str> = routes.iter().map(|operation| operation.method.as_str()).collect();
         if allowed.contains("GET") {
             allowed.insert("HEAD");
         }
@@ -643,8 +649,11 @@ fn check_query<S>(
     if unknown.is_empty() {
         return Ok(());
     }
-    let list: Vec<String> =
-        unknown.iter().take(10).map(|name| format!("'{}'", name.chars().take(64).collect::<String>())).collect();
+    let list: Vec<String> = unknown
+        .iter()
+        .take(10)
+        .map(|name| format!("'{}'", name.chars().take(64).collect::<String>()))
+        .collect();
     let verb = if list.len() == 1 { "was" } else { "were" };
     Err(Fault::bad_request(format!(
         "Additional properties are not allowed ({} {verb} unexpected)",

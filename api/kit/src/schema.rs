@@ -52,8 +52,7 @@ const REPEATED: usize = 300;
 
 fn explain(error: &ValidationError<'_>, style: FaultStyle) -> String {
     let message = words(error);
-    let path: Vec<String> =
-        error.instance_path().as_str().split('/').skip(1).map(str::to_owned).collect();
+    let path: Vec<String> = error.instance_path().as_str().split('/').skip(1).map(str::to_owned).collect();
     let Some(last) = path.last() else {
         return match style {
             FaultStyle::Placement => format!("JSON does not validate: {message}"),

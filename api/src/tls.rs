@@ -1,0 +1,1 @@
+//! The box's own CA and the server certificate.
