@@ -112,6 +112,21 @@ async fn a_dropped_transaction_leaves_nothing_and_frees_the_writer() {
 }
 
 #[tokio::test]
+async fn a_transaction_whose_failure_was_swallowed_is_not_committed() {
+    on_both(|db| async move {
+        db.store.migrate("t", STEPS).await.unwrap();
+        let swallow = |tx: super::Tx| async move {
+            tx.exec("INSERT INTO counters (id, n) VALUES ('x', 0)", args![]).await?;
+            let _ = tx.exec("INSERT INTO counters (id, n) VALUES ('x', 0)", args![]).await;
+            Ok::<_, StoreError>(())
+        };
+        assert!(db.store.tx(swallow).await.is_err());
+        assert!(db.store.rows("SELECT id FROM counters", args![]).await.unwrap().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_newer_database_is_refused() {
     on_both(|db| async move {
         db.store.migrate("t", STEPS).await.unwrap();

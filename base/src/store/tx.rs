@@ -2,7 +2,8 @@
 
 use super::value::{from_postgres, from_sqlite, names};
 use super::{Engine, Row, Sql, Store, StoreError, Value};
-use sqlx::{AssertSqlSafe, Postgres, Sqlite, Transaction};
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, Postgres, Sqlite};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,9 +28,47 @@ pub trait Query: Send + Sync {
     }
 }
 
+/// A connection inside a transaction. Dropped in there (its caller went away, perhaps in the middle of a statement), it is
+/// closed instead of going back to the pool: the server rolls back, and no late answer or queued `ROLLBACK` reaches the
+/// connection's next user. (sqlx's own `Transaction` queues one, which was seen to hit a later transaction.)
 enum Open {
-    Sqlite(Transaction<'static, Sqlite>),
-    Postgres(Transaction<'static, Postgres>),
+    Sqlite(Held<Sqlite>),
+    Postgres(Held<Postgres>),
+}
+
+struct Held<DB: sqlx::Database> {
+    connection: PoolConnection<DB>,
+    ended: bool,
+}
+
+impl<DB: sqlx::Database> Held<DB> {
+    fn new(connection: PoolConnection<DB>) -> Self {
+        Self { connection, ended: false }
+    }
+}
+
+impl<DB: sqlx::Database> Drop for Held<DB> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+impl Held<Sqlite> {
+    async fn end(mut self, word: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::query(word).execute(&mut *self.connection).await?;
+        self.ended = true;
+        Ok(())
+    }
+}
+
+impl Held<Postgres> {
+    async fn end(mut self, word: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::query(word).execute(&mut *self.connection).await?;
+        self.ended = true;
+        Ok(())
+    }
 }
 
 /// An open transaction: a handle that may be cloned into helper functions. It ends with [`Store::tx`]; dropped without
@@ -38,6 +77,8 @@ enum Open {
 pub struct Tx {
     open: Arc<Mutex<Option<Open>>>,
     pub(super) retry: Arc<AtomicBool>,
+    /// A statement failed. PostgreSQL then turns a `COMMIT` into a silent roll-back and SQLite does not: neither may commit.
+    broken: Arc<AtomicBool>,
 }
 
 macro_rules! bound {
@@ -72,12 +113,18 @@ impl Tx {
     pub(super) async fn begin(engine: &Engine) -> Result<Self, StoreError> {
         let open = match engine {
             // IMMEDIATE takes the write lock now: a reader that turns writer would have to be repeated.
-            Engine::Sqlite { writer, .. } => Open::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
+            Engine::Sqlite { writer, .. } => {
+                let mut held = Held::new(writer.acquire().await?);
+                sqlx::query("BEGIN IMMEDIATE").execute(&mut *held.connection).await?;
+                Open::Sqlite(held)
+            }
             Engine::Postgres(pool) => {
-                Open::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL SERIALIZABLE").await?)
+                let mut held = Held::new(pool.acquire().await?);
+                sqlx::query("BEGIN ISOLATION LEVEL SERIALIZABLE").execute(&mut *held.connection).await?;
+                Open::Postgres(held)
             }
         };
-        Ok(Self { open: Arc::new(Mutex::new(Some(open))), retry: Arc::default() })
+        Ok(Self { open: Arc::new(Mutex::new(Some(open))), retry: Arc::default(), broken: Arc::default() })
     }
 
     /// Serialises schema changes of programs that start at the same time.
@@ -101,11 +148,11 @@ impl Tx {
         let outcome = match open.as_mut() {
             None => return Err(ended()),
             Some(Open::Sqlite(tx)) => bound!(sqlx::query(AssertSqlSafe(text)), args)
-                .execute(&mut **tx)
+                .execute(&mut *tx.connection)
                 .await
                 .map(|done| done.rows_affected()),
             Some(Open::Postgres(tx)) => bound!(sqlx::query(AssertSqlSafe(text)), args)
-                .execute(&mut **tx)
+                .execute(&mut *tx.connection)
                 .await
                 .map(|done| done.rows_affected()),
         };
@@ -113,10 +160,15 @@ impl Tx {
     }
 
     pub(super) async fn commit(self) -> Result<(), (StoreError, bool)> {
+        if self.broken.load(Ordering::Relaxed) {
+            self.rollback().await;
+            let why = "a statement of the transaction failed and its body went on; nothing was saved";
+            return Err((StoreError::Other(why.to_owned()), false));
+        }
         let outcome = match self.open.lock().await.take() {
             None => return Err((ended(), false)),
-            Some(Open::Sqlite(tx)) => tx.commit().await,
-            Some(Open::Postgres(tx)) => tx.commit().await,
+            Some(Open::Sqlite(tx)) => tx.end("COMMIT").await,
+            Some(Open::Postgres(tx)) => tx.end("COMMIT").await,
         };
         outcome.map_err(|error| StoreError::from_sqlx(&error))
     }
@@ -125,13 +177,14 @@ impl Tx {
         // A failed roll-back closes the connection, which rolls back too.
         let _ = match self.open.lock().await.take() {
             None => Ok(()),
-            Some(Open::Sqlite(tx)) => tx.rollback().await,
-            Some(Open::Postgres(tx)) => tx.rollback().await,
+            Some(Open::Sqlite(tx)) => tx.end("ROLLBACK").await,
+            Some(Open::Postgres(tx)) => tx.end("ROLLBACK").await,
         };
     }
 
     fn failed(&self, error: &sqlx::Error) -> StoreError {
         let (error, retry) = StoreError::from_sqlx(error);
+        self.broken.store(true, Ordering::Relaxed);
         if retry {
             self.retry.store(true, Ordering::Relaxed);
         }
@@ -150,11 +203,13 @@ impl Query for Tx {
         match open.as_mut() {
             None => Err(ended()),
             Some(Open::Sqlite(tx)) => {
-                let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(&mut **tx).await;
+                let rows =
+                    bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(&mut *tx.connection).await;
                 collect!(rows.map_err(|error| self.failed(&error))?, from_sqlite)
             }
             Some(Open::Postgres(tx)) => {
-                let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(&mut **tx).await;
+                let rows =
+                    bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(&mut *tx.connection).await;
                 collect!(rows.map_err(|error| self.failed(&error))?, from_postgres)
             }
         }
