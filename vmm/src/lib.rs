@@ -3,6 +3,7 @@
 //! `machine` builds and drives the machine, `bus` connects what is in it, `virtio` holds the devices, `backend` what
 //! is behind them, `control` the words with `hostd`, and `jail` what keeps a broken-into monitor harmless.
 
+pub mod backend;
 pub mod boot_entries;
 pub mod console;
 pub mod virtio;

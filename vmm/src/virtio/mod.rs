@@ -14,6 +14,12 @@
 //! All of these calls come from the machine's driver thread; only configuration space accesses come from vCPU threads,
 //! serialised with them by the transport's lock. Workers never take that lock.
 
+pub mod blk;
+pub mod chain;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod worker;
+
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;

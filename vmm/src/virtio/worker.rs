@@ -1,0 +1,263 @@
+//! The thread that works a device's queues.
+//!
+//! One thread per device, started when the device is made (before the guest runs, so that it can set up what its seccomp filter will forbid),
+//! idle until the driver is ready. The machine's driver thread gives it orders and waits for each answer; between orders it sleeps in `poll`
+//! on what its [`Engine`] wants to hear of.
+//!
+//! ```text
+//!           start            pause
+//!   idle ----------> going --------> paused        idle: queues and memory are not held
+//!    ^                |  ^ <--------   |           paused: held, not touched
+//!    |      stop      |  |   resume    |
+//!    +----------------+--+-------------+
+//! ```
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{ActivateError, Activation};
+
+/// Runs in the new thread once it is set up and before it touches anything of the guest: applies the thread's seccomp filter. The worker does no
+/// work when it fails.
+pub type Confine = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// A [`Confine`] that does nothing, for tests and tools.
+#[must_use]
+pub fn unconfined() -> Confine {
+    Box::new(|| Ok(()))
+}
+
+/// What an [`Engine`] has to say after a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// There is more to do at once; orders are looked at in between, so a busy guest cannot hold them up.
+    Again,
+    /// Sleep until something happens.
+    Sleep,
+}
+
+/// The data path of a device. All of it runs in the worker's thread.
+pub trait Engine: Send {
+    /// Takes over memory and queues.
+    ///
+    /// # Errors
+    /// When it cannot work with them; nothing is held then.
+    fn start(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Waits until nothing touches guest memory on its behalf.
+    fn quiesce(&mut self);
+
+    /// Quiesces, and gives back memory and queues.
+    fn stop(&mut self);
+
+    /// Tells what to wait for. Called before every sleep.
+    fn sources<'a>(&'a self, into: &mut Vec<(BorrowedFd<'a>, PollFlags)>);
+
+    /// Does what can be done now, within bounds.
+    fn turn(&mut self) -> Turn;
+}
+
+enum Order {
+    Start(Box<Activation>),
+    Stop,
+    Pause,
+    Resume,
+}
+
+type Answer = Result<(), ActivateError>;
+
+/// The handle of a worker. Dropping it stops the device and ends the thread.
+pub struct Worker {
+    orders: Option<Sender<Order>>,
+    answers: Receiver<Answer>,
+    wake: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread; `make` makes the engine in it.
+    ///
+    /// # Errors
+    /// When the system gives no thread or no event.
+    pub fn spawn<E: Engine>(
+        name: &str,
+        make: impl FnOnce() -> io::Result<E> + Send + 'static,
+        confine: Confine,
+    ) -> io::Result<Self> {
+        let wake = EventFd::new(EFD_NONBLOCK)?;
+        let heard = wake.try_clone()?;
+        let (orders, ordered) = channel();
+        let (answer, answers) = channel();
+        let body = move || {
+            let ready = make().and_then(|engine| confine().map(|()| engine));
+            match ready {
+                Ok(engine) => work(engine, &heard, &ordered, &answer),
+                Err(error) => refuse(&error, &ordered, &answer),
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body)?;
+        Ok(Self { orders: Some(orders), answers, wake, thread: Some(thread) })
+    }
+
+    /// See [`Engine::start`].
+    ///
+    /// # Errors
+    /// What the engine says, or that the thread could not be set up.
+    pub fn start(&self, activation: Activation) -> Result<(), ActivateError> {
+        self.order(Order::Start(Box::new(activation)))
+    }
+
+    /// Returns once the engine holds neither memory nor queues. Harmless when idle.
+    pub fn stop(&self) {
+        let _ = self.order(Order::Stop);
+    }
+
+    /// Returns once the engine does not touch guest memory. Harmless unless going.
+    pub fn pause(&self) {
+        let _ = self.order(Order::Pause);
+    }
+
+    /// Lets the engine go on, with a turn at once. Harmless unless paused.
+    pub fn resume(&self) {
+        let _ = self.order(Order::Resume);
+    }
+
+    fn order(&self, order: Order) -> Answer {
+        let gone = || ActivateError::Host {
+            what: "reach the device's worker",
+            source: io::ErrorKind::BrokenPipe.into(),
+        };
+        self.orders.as_ref().ok_or_else(gone)?.send(order).map_err(|_| gone())?;
+        self.wake
+            .write(1)
+            .map_err(|source| ActivateError::Host { what: "wake the device's worker", source })?;
+        self.answers.recv().map_err(|_| gone())?
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.orders = None;
+        let _ = self.wake.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A worker that could not be set up: says so to whoever starts it.
+fn refuse(error: &io::Error, orders: &Receiver<Order>, answer: &Sender<Answer>) {
+    while let Ok(order) = orders.recv() {
+        let reply = match order {
+            Order::Start(_) => {
+                let source = io::Error::new(error.kind(), error.to_string());
+                Err(ActivateError::Host { what: "set up the device's worker", source })
+            }
+            Order::Stop | Order::Pause | Order::Resume => Ok(()),
+        };
+        if answer.send(reply).is_err() {
+            return;
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Idle,
+    Going,
+    Paused,
+}
+
+fn work(mut engine: impl Engine, wake: &EventFd, orders: &Receiver<Order>, answer: &Sender<Answer>) {
+    let mut state = State::Idle;
+    let mut turn = Turn::Sleep;
+    loop {
+        if !sleep(&engine, wake, state == State::Going, turn) {
+            // poll itself failed: nothing sensible can be waited for, so wait for orders alone.
+            let _ = wait_readable(wake);
+        }
+        // A nonblocking read of the counter; an empty one is an error that means nothing.
+        let _ = wake.read();
+        loop {
+            let order = match orders.try_recv() {
+                Ok(order) => order,
+                Err(std::sync::mpsc::TryRecvError::Empty) => break,
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                    engine.stop();
+                    return;
+                }
+            };
+            let reply = match (order, state) {
+                (Order::Start(activation), State::Idle) => {
+                    let started = engine.start(*activation);
+                    if started.is_ok() {
+                        state = State::Going;
+                    }
+                    started
+                }
+                (Order::Start(_), State::Going | State::Paused) => {
+                    Err(ActivateError::Driver("the device is working already".to_owned()))
+                }
+                (Order::Stop, State::Going | State::Paused) => {
+                    engine.stop();
+                    state = State::Idle;
+                    Ok(())
+                }
+                (Order::Pause, State::Going) => {
+                    engine.quiesce();
+                    state = State::Paused;
+                    Ok(())
+                }
+                (Order::Resume, State::Paused) => {
+                    state = State::Going;
+                    Ok(())
+                }
+                (Order::Stop, State::Idle)
+                | (Order::Pause, State::Idle | State::Paused)
+                | (Order::Resume, State::Idle | State::Going) => Ok(()),
+            };
+            if answer.send(reply).is_err() {
+                engine.stop();
+                return;
+            }
+        }
+        // Also right after start and resume: kicks may have come before anybody listened.
+        turn = if state == State::Going { engine.turn() } else { Turn::Sleep };
+    }
+}
+
+/// Sleeps until an order or (when going) a source is ready. Answers whether that could be waited for.
+fn sleep(engine: &impl Engine, wake: &EventFd, going: bool, turn: Turn) -> bool {
+    let mut sources = Vec::with_capacity(4);
+    if going {
+        engine.sources(&mut sources);
+    }
+    let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(sources.len().saturating_add(1));
+    fds.push(PollFd::new(borrow(wake), PollFlags::POLLIN));
+    fds.extend(sources.into_iter().map(|(fd, flags)| PollFd::new(fd, flags)));
+    let timeout = match turn {
+        Turn::Again => PollTimeout::ZERO,
+        Turn::Sleep => PollTimeout::NONE,
+    };
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(nix::Error::EINTR | nix::Error::EAGAIN) => true,
+        Err(_) => false,
+    }
+}
+
+fn wait_readable(wake: &EventFd) -> nix::Result<i32> {
+    poll(&mut [PollFd::new(borrow(wake), PollFlags::POLLIN)], PollTimeout::NONE)
+}
+
+/// An event as something to poll.
+#[must_use]
+pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the event owns the descriptor, and the answer borrows the event.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
