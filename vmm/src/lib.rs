@@ -5,5 +5,9 @@
 
 pub mod backend;
 pub mod boot_entries;
+pub mod bus;
 pub mod console;
+pub mod control;
+pub mod jail;
+pub mod machine;
 pub mod virtio;

@@ -194,6 +194,10 @@ impl VirtioDevice for Blk {
     fn resume(&mut self) {
         self.worker.resume();
     }
+
+    fn refresh_size(&mut self) -> io::Result<Option<u64>> {
+        self.resize().map(Some)
+    }
 }
 
 /// A set of feature bits from their numbers.

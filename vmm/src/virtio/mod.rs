@@ -18,6 +18,7 @@ pub mod blk;
 pub mod chain;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod transport;
 pub mod worker;
 
 use std::sync::Arc;
@@ -59,6 +60,14 @@ pub trait VirtioDevice: Send {
 
     /// Lets the worker go on after [`VirtioDevice::pause`], looking at every queue once. Harmless unless paused.
     fn resume(&mut self);
+
+    /// Takes over the size that the backend has now and tells the driver. Returns it in bytes, or `None` for a device without a size.
+    ///
+    /// # Errors
+    /// When the backend cannot be looked at.
+    fn refresh_size(&mut self) -> std::io::Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 /// What a device needs to work.

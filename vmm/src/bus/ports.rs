@@ -1,0 +1,129 @@
+//! I/O ports. Ports that nobody has read as all-ones and drop what is written: Linux probes many.
+
+use super::ioapic::IoApic;
+use super::pci::PciBus;
+use super::power::Power;
+use crate::machine::layout::{
+    ACPI_PORTS, ACPI_PORTS_LEN, COM1, COM1_IRQ, I8042_COMMAND, PCI_ADDRESS, PCI_DATA, RESET_PORT,
+};
+use crate::machine::signals::Signals;
+use std::convert::Infallible;
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, Trigger};
+use wire::machine::EndReason;
+
+/// i8042: pulse the processor's reset line.
+const I8042_RESET: u8 = 0xfe;
+/// Reset control register: do it now.
+const RESET_NOW: u8 = 1 << 2;
+
+/// Raises the serial port's interrupt.
+pub struct SerialInterrupt(Arc<IoApic>);
+
+impl Trigger for SerialInterrupt {
+    type E = Infallible;
+    fn trigger(&self) -> Result<(), Infallible> {
+        self.0.raise(COM1_IRQ);
+        Ok(())
+    }
+}
+
+/// Where the serial port's output goes.
+pub type Console = Box<dyn Write + Send>;
+
+/// The ports.
+pub struct Ports {
+    serial: Mutex<Serial<SerialInterrupt, NoEvents, Console>>,
+    /// ACPI registers.
+    pub power: Arc<Power>,
+    pci: Arc<PciBus>,
+    signals: Arc<Signals>,
+    /// Accesses to ports that nobody has.
+    pub unknown: AtomicU64,
+}
+
+impl Ports {
+    /// Ports with the serial port's output going to `console`.
+    #[must_use]
+    pub fn new(
+        console: Console,
+        ioapic: Arc<IoApic>,
+        power: Arc<Power>,
+        pci: Arc<PciBus>,
+        signals: Arc<Signals>,
+    ) -> Self {
+        let serial = Mutex::new(Serial::new(SerialInterrupt(ioapic), console));
+        Self { serial, power, pci, signals, unknown: AtomicU64::new(0) }
+    }
+
+    /// Input for the serial port. Returns how many bytes it took: its FIFO is small.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = serial.fifo_capacity().min(bytes.len());
+        serial.enqueue_raw_bytes(bytes.get(..room).unwrap_or_default()).unwrap_or(0)
+    }
+
+    /// Flushes the console.
+    pub fn flush(&self) {
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        // The console has nobody to complain to.
+        let _ = serial.writer_mut().flush();
+    }
+
+    /// `in`, with as many bytes as were asked for in all (a repeated instruction asks for several at once).
+    pub fn read(&self, port: u16, data: &mut [u8]) {
+        if let Some(offset) = offset(port, COM1, 8) {
+            let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+            for byte in data {
+                *byte = serial.read(offset.to_le_bytes()[0]);
+            }
+        } else if let Some(offset) = offset(port, ACPI_PORTS, ACPI_PORTS_LEN) {
+            self.power.read(offset, data);
+        } else if let Some(offset) = offset(port, PCI_DATA, 4) {
+            self.pci.read_data(offset, data);
+        } else if port == PCI_ADDRESS && data.len() == 4 {
+            data.copy_from_slice(&self.pci.address().to_le_bytes());
+        } else if port == I8042_COMMAND {
+            // No key was pressed, and the controller takes commands.
+            data.fill(0);
+        } else if port == RESET_PORT {
+            data.fill(0);
+        } else {
+            self.unknown.fetch_add(1, Ordering::Relaxed);
+            data.fill(0xff);
+        }
+    }
+
+    /// `out`, with as many bytes as were given in all.
+    pub fn write(&self, port: u16, data: &[u8]) {
+        if let Some(offset) = offset(port, COM1, 8) {
+            let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+            for byte in data {
+                // A console that cannot be written must not stop the guest.
+                let _ = serial.write(offset.to_le_bytes()[0], *byte);
+            }
+        } else if let Some(offset) = offset(port, ACPI_PORTS, ACPI_PORTS_LEN) {
+            self.power.write(offset, data);
+        } else if let Some(offset) = offset(port, PCI_DATA, 4) {
+            self.pci.write_data(offset, data);
+        } else if let (PCI_ADDRESS, Ok(bytes)) = (port, <[u8; 4]>::try_from(data)) {
+            self.pci.set_address(u32::from_le_bytes(bytes));
+        } else {
+            match (port, data) {
+                (I8042_COMMAND, [I8042_RESET]) => self.signals.end(EndReason::Reset, ""),
+                (RESET_PORT, [value]) if value & RESET_NOW != 0 => self.signals.end(EndReason::Reset, ""),
+                (RESET_PORT, _) => {}
+                _ => {
+                    self.unknown.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+fn offset(port: u16, base: u16, length: u16) -> Option<u16> {
+    port.checked_sub(base).filter(|offset| *offset < length)
+}

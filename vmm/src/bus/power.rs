@@ -1,0 +1,112 @@
+//! ACPI's own registers: sleep control, and what the DSDT's methods read and write for the power button and PCI hot-plug.
+//!
+//! | port | width | what |
+//! |---|---|---|
+//! | +0x00 | 1 | sleep control (FADT): `SLP_EN` with type 5 powers off |
+//! | +0x01 | 1 | sleep status (FADT) |
+//! | +0x10 | 4 | events since the last read, cleared by reading: see [`EVENT_POWER`], [`EVENT_PCI`] |
+//! | +0x14 | 4 | slots that got a device, a bit each, cleared by reading |
+//! | +0x18 | 4 | slots whose device is asked back, a bit each, cleared by reading |
+//! | +0x1c | 4 | write: slots that the guest ejects, a bit each |
+//!
+//! A new bit raises the generic event device's interrupt; its `_EVT` method reads the events.
+
+use super::ioapic::IoApic;
+use crate::machine::layout::GED_IRQ;
+use crate::machine::signals::Signals;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use wire::machine::EndReason;
+
+/// Offset of the events register.
+pub const EVENTS: u16 = 0x10;
+/// Offset of the inserted-slots register.
+pub const INSERTED: u16 = 0x14;
+/// Offset of the asked-back register.
+pub const ASKED_BACK: u16 = 0x18;
+/// Offset of the eject register.
+pub const EJECT: u16 = 0x1c;
+
+/// The power button was pressed.
+pub const EVENT_POWER: u32 = 1;
+/// Look at the slot registers.
+pub const EVENT_PCI: u32 = 2;
+
+/// `SLP_TYP` value of S5, as the DSDT's `\_S5` says.
+pub const S5: u8 = 5;
+const SLP_EN: u8 = 1 << 5;
+
+/// The registers.
+pub struct Power {
+    ioapic: Arc<IoApic>,
+    signals: Arc<Signals>,
+    events: AtomicU32,
+    inserted: AtomicU32,
+    asked_back: AtomicU32,
+}
+
+impl Power {
+    /// Registers at rest.
+    #[must_use]
+    pub fn new(ioapic: Arc<IoApic>, signals: Arc<Signals>) -> Self {
+        let zero = || AtomicU32::new(0);
+        Self { ioapic, signals, events: zero(), inserted: zero(), asked_back: zero() }
+    }
+
+    fn event(&self, event: u32) {
+        self.events.fetch_or(event, Ordering::SeqCst);
+        self.ioapic.raise(GED_IRQ);
+    }
+
+    /// Presses the power button.
+    pub fn press(&self) {
+        self.event(EVENT_POWER);
+    }
+
+    /// Tells the guest that a slot got a device.
+    pub fn inserted(&self, slot: u8) {
+        self.asked_back.fetch_and(!bit(slot), Ordering::SeqCst);
+        self.inserted.fetch_or(bit(slot), Ordering::SeqCst);
+        self.event(EVENT_PCI);
+    }
+
+    /// Asks the guest to eject a slot's device.
+    pub fn ask_back(&self, slot: u8) {
+        self.asked_back.fetch_or(bit(slot), Ordering::SeqCst);
+        self.event(EVENT_PCI);
+    }
+
+    /// Reads a register, at the offset from the first port. What is no register is all-ones.
+    pub fn read(&self, offset: u16, data: &mut [u8]) {
+        let value = match (offset, data.len()) {
+            (0 | 1, 1) => 0,
+            (EVENTS, 4) => self.events.swap(0, Ordering::SeqCst),
+            (INSERTED, 4) => self.inserted.swap(0, Ordering::SeqCst),
+            (ASKED_BACK, 4) => self.asked_back.swap(0, Ordering::SeqCst),
+            _ => u32::MAX,
+        };
+        data.fill(0xff);
+        for (to, from) in data.iter_mut().zip(value.to_le_bytes()) {
+            *to = from;
+        }
+    }
+
+    /// Writes a register, at the offset from the first port.
+    pub fn write(&self, offset: u16, data: &[u8]) {
+        match (offset, data) {
+            (0, [value]) if value & SLP_EN != 0 && (value >> 2) & 7 == S5 => {
+                self.signals.end(EndReason::PowerOff, "");
+            }
+            (EJECT, data) => {
+                if let Ok(bytes) = <[u8; 4]>::try_from(data) {
+                    self.signals.eject(u32::from_le_bytes(bytes));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn bit(slot: u8) -> u32 {
+    1u32.checked_shl(slot.into()).unwrap_or_default()
+}

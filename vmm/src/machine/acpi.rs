@@ -1,0 +1,338 @@
+//! ACPI tables: what the guest's kernel learns about its machine.
+//!
+//! The hardware-reduced profile: no PM timer, no SCI, no PIC, no CMOS clock. Events (power button, PCI hot-plug) come through a generic event
+//! device, sleep and reset through the FADT's registers, slots through the methods of the PCI root.
+
+use super::layout::{
+    ACPI_PORTS, ACPI_PORTS_LEN, ACPI_TABLES, COM1, COM1_IRQ, ECAM, GED_IRQ, IOAPIC, LAPIC, PCI_ADDRESS,
+    PCI_WINDOW, PCI_WINDOW_SIZE, RESET_PORT, SMBIOS,
+};
+use crate::bus::pci::SLOTS;
+use crate::bus::power::{ASKED_BACK, EJECT, EVENT_PCI, EVENT_POWER, EVENTS, INSERTED, S5};
+use crate::virtio::Memory;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
+    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Method, MethodCall, Name, Notify, OpRegion,
+    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, Zero,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+const OEM: [u8; 6] = *b"FERRO ";
+const TABLE: [u8; 8] = *b"FERROVMM";
+const REVISION: u32 = 1;
+/// FADT IA-PC boot flags: no VGA, no CMOS clock.
+const NO_VGA_NO_CMOS: u16 = (1 << 2) | (1 << 5);
+/// Value that the reset register wants.
+const RESET_VALUE: u8 = 6;
+/// Notification values.
+const NOTIFY_DEVICE_CHECK: u8 = 1;
+const NOTIFY_EJECT_REQUEST: u8 = 3;
+const NOTIFY_BUTTON: u8 = 0x80;
+
+/// Writes all tables.
+///
+/// # Errors
+/// When they do not fit below the SMBIOS area or guest memory is too small.
+pub fn write(memory: &Memory, vcpus: u32) -> Result<(), GuestMemoryError> {
+    let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
+    dsdt.append_slice(&definition_blocks());
+
+    let mut at = ACPI_TABLES + 0x40;
+    let mut place = |bytes: &[u8]| {
+        let address = at;
+        at = (at + bytes.len() as u64).next_multiple_of(16);
+        if at > SMBIOS {
+            return Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(at)));
+        }
+        memory.write_slice(bytes, GuestAddress(address))?;
+        Ok(address)
+    };
+    let dsdt = place(dsdt.as_slice())?;
+    let fadt = place(&bytes(&fadt(dsdt)))?;
+    let madt = place(&bytes(&madt(vcpus)))?;
+    let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
+    mcfg.add_ecam(ECAM, 0, 0, 0);
+    let mcfg = place(&bytes(&mcfg))?;
+    let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
+    for table in [fadt, madt, mcfg] {
+        xsdt.add_entry(table);
+    }
+    let xsdt = place(&bytes(&xsdt))?;
+    memory.write_slice(&bytes(&Rsdp::new(OEM, xsdt)), GuestAddress(ACPI_TABLES))
+}
+
+struct Bytes8(Vec<u8>);
+impl AmlSink for Bytes8 {
+    fn byte(&mut self, byte: u8) {
+        self.0.push(byte);
+    }
+    fn vec(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut sink = Bytes8(Vec::new());
+    table.to_aml_bytes(&mut sink);
+    sink.0
+}
+
+fn port(address: u16) -> GAS {
+    GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
+}
+
+fn fadt(dsdt: u64) -> impl Aml {
+    let mut fadt = FADTBuilder::new(OEM, TABLE, REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    fadt.iapc_boot_arch = NO_VGA_NO_CMOS.into();
+    fadt.reset_reg = port(RESET_PORT);
+    fadt.reset_value = RESET_VALUE;
+    fadt.sleep_control_reg = port(ACPI_PORTS);
+    fadt.sleep_status_reg = port(ACPI_PORTS + 1);
+    fadt.finalize()
+}
+
+fn madt(vcpus: u32) -> impl Aml {
+    let mut madt = MADT::new(OEM, TABLE, REVISION, LocalInterruptController::Address(LAPIC));
+    for index in 0..u8::try_from(vcpus).unwrap_or(u8::MAX) {
+        madt.add_structure(ProcessorLocalApic::new(index, index, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, u32::try_from(IOAPIC).unwrap_or_default(), 0));
+    madt
+}
+
+/// `S01` and so on.
+fn slot_name(slot: u8) -> String {
+    format!("S{slot:02X}_")
+}
+
+/// The contents of the DSDT.
+fn definition_blocks() -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend(bytes(&Name::new("_S5_".into(), &Package::new(vec![&S5, &S5, &Zero {}, &Zero {}]))));
+    out.extend(bytes(&Scope::new(
+        "_SB_".into(),
+        vec![
+            &Device::new("PWRB".into(), vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))]),
+            &Device::new(
+                "COM1".into(),
+                vec![
+                    &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+                    &Name::new("_UID".into(), &Zero {}),
+                    &Name::new(
+                        "_CRS".into(),
+                        &ResourceTemplate::new(vec![
+                            &Interrupt::new(true, true, false, false, COM1_IRQ),
+                            &IO::new(COM1, COM1, 1, 8),
+                        ]),
+                    ),
+                ],
+            ),
+        ],
+    )));
+    out.extend(bytes(&PciRoot));
+    out.extend(bytes(&Scope::new("_SB_".into(), vec![&event_device()])));
+    out
+}
+
+/// The generic event device.
+fn event_device() -> impl Aml {
+    let resources = ResourceTemplate::new(vec![&INTERRUPT]);
+    Raw(bytes(&Device::new(
+        "GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &Zero {}),
+            &Name::new("_CRS".into(), &resources),
+            &Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![
+                    &Store::new(&Local(0), &Path::new("\\_SB_.PCI0.EVTS")),
+                    &If::new(
+                        &And::new(&Zero {}, &Local(0), &EVENT_POWER),
+                        vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &NOTIFY_BUTTON)],
+                    ),
+                    &If::new(
+                        &And::new(&Zero {}, &Local(0), &EVENT_PCI),
+                        vec![&MethodCall::new("\\_SB_.PCI0.SCAN".into(), vec![])],
+                    ),
+                ],
+            ),
+        ],
+    )))
+}
+
+/// The interrupt of the event device, as a resource.
+const INTERRUPT: GedInterrupt = GedInterrupt;
+struct GedInterrupt;
+impl Aml for GedInterrupt {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        Interrupt::new(true, true, false, false, GED_IRQ).to_aml_bytes(sink);
+    }
+}
+
+/// AML that is made already.
+struct Raw(Vec<u8>);
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+/// The PCI root with its registers, slots and the method that tells which of them changed.
+struct PciRoot;
+impl Aml for PciRoot {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let window = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
+        let resources = Raw(bytes(&Name::new(
+            "_CRS".into(),
+            &ResourceTemplate::new(vec![
+                &AddressSpace::new_bus_number(0u16, 0u16),
+                &IO::new(PCI_ADDRESS, PCI_ADDRESS, 1, 8),
+                &AddressSpace::new_memory(
+                    AddressSpaceCacheable::NotCacheable,
+                    true,
+                    window(PCI_WINDOW),
+                    window(PCI_WINDOW + PCI_WINDOW_SIZE - 1),
+                    None,
+                ),
+            ]),
+        )));
+        let region =
+            Raw(bytes(&OpRegion::new("REGS".into(), OpRegionSpace::SystemIO, &ACPI_PORTS, &ACPI_PORTS_LEN)));
+        // The fields are neighbours, in the order of their offsets.
+        debug_assert_eq!([INSERTED, ASKED_BACK, EJECT], [EVENTS + 4, EVENTS + 8, EVENTS + 12]);
+        let fields = Field::new(
+            "REGS".into(),
+            FieldAccessType::DWord,
+            FieldLockRule::NoLock,
+            FieldUpdateRule::WriteAsZeroes,
+            vec![
+                FieldEntry::Reserved(usize::from(EVENTS) * 8),
+                FieldEntry::Named(*b"EVTS", 32),
+                FieldEntry::Named(*b"INSR", 32),
+                FieldEntry::Named(*b"ASKB", 32),
+                FieldEntry::Named(*b"EJCT", 32),
+            ],
+        );
+        let slots: Vec<Raw> = (1..SLOTS).map(slot_device).collect();
+        let scan = scan_method();
+        let (hid, cid) = (EISAName::new("PNP0A08"), EISAName::new("PNP0A03"));
+        let heads = [
+            Raw(bytes(&Name::new("_HID".into(), &hid))),
+            Raw(bytes(&Name::new("_CID".into(), &cid))),
+            Raw(bytes(&Name::new("_SEG".into(), &Zero {}))),
+            Raw(bytes(&Name::new("_BBN".into(), &Zero {}))),
+            Raw(bytes(&Name::new("_UID".into(), &Zero {}))),
+        ];
+        let mut children: Vec<&dyn Aml> = heads.iter().map(|head| head as &dyn Aml).collect();
+        children.extend([&resources as &dyn Aml, &region, &fields]);
+        children.extend(slots.iter().map(|slot| slot as &dyn Aml));
+        children.push(&scan);
+        Scope::new("_SB_".into(), vec![&Device::new("PCI0".into(), children)]).to_aml_bytes(sink);
+    }
+}
+
+/// A slot: its address, its number, and how it is ejected.
+fn slot_device(slot: u8) -> Raw {
+    let bit = 1u32 << slot;
+    Raw(bytes(&Device::new(
+        Path::new(&slot_name(slot)),
+        vec![
+            &Name::new("_ADR".into(), &(u32::from(slot) << 16)),
+            &Name::new("_SUN".into(), &slot),
+            &Method::new("_EJ0".into(), 1, true, vec![&Store::new(&Path::new("EJCT"), &bit)]),
+        ],
+    )))
+}
+
+/// Tells the kernel which slots got a device and which are asked back.
+fn scan_method() -> Raw {
+    let mut body = Vec::new();
+    body.extend(bytes(&Store::new(&Local(0), &Path::new("INSR"))));
+    body.extend(bytes(&Store::new(&Local(1), &Path::new("ASKB"))));
+    for slot in 1..SLOTS {
+        let (bit, name) = (1u32 << slot, Path::new(&slot_name(slot)));
+        for (local, value) in [(Local(0), NOTIFY_DEVICE_CHECK), (Local(1), NOTIFY_EJECT_REQUEST)] {
+            let notify = Notify::new(&name, &value);
+            body.extend(bytes(&If::new(&And::new(&Zero {}, &local, &bit), vec![&notify])));
+        }
+    }
+    Raw(bytes(&Method::new("SCAN".into(), 0, true, vec![&Raw(body)])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::memory::reserve;
+    use wire::MiB;
+
+    fn table(memory: &Memory, at: u64) -> (Vec<u8>, [u8; 4]) {
+        let length: u32 = memory.read_obj(GuestAddress(at + 4)).unwrap();
+        let mut bytes = vec![0; usize::try_from(length).unwrap()];
+        memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        let signature = bytes[..4].try_into().unwrap();
+        (bytes, signature)
+    }
+
+    #[test]
+    fn tables_are_linked_and_sum_to_zero() {
+        let memory = reserve(MiB(64)).unwrap();
+        write(&memory, 64).unwrap();
+        let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+        let mut rsdp = [0u8; 36];
+        memory.read_slice(&mut rsdp, GuestAddress(ACPI_TABLES)).unwrap();
+        assert_eq!((&rsdp[..8], sum(&rsdp), sum(&rsdp[..20])), (&b"RSD PTR "[..], 0, 0));
+        let (xsdt, signature) = table(&memory, u64::from_le_bytes(rsdp[24..32].try_into().unwrap()));
+        assert_eq!((&signature, sum(&xsdt)), (b"XSDT", 0));
+        let mut found = Vec::new();
+        for entry in xsdt[36..].chunks_exact(8) {
+            let (bytes, signature) = table(&memory, u64::from_le_bytes(entry.try_into().unwrap()));
+            assert_eq!(sum(&bytes), 0, "{signature:?}");
+            if &signature == b"FACP" {
+                let (dsdt, signature) =
+                    table(&memory, u64::from_le_bytes(bytes[140..148].try_into().unwrap()));
+                assert_eq!((&signature, sum(&dsdt)), (b"DSDT", 0));
+            }
+            found.push(signature);
+        }
+        assert_eq!(found, [*b"FACP", *b"APIC", *b"MCFG"]);
+    }
+
+    /// The ACPI reference compiler must be able to take the DSDT apart; it runs where it is installed.
+    #[test]
+    fn the_reference_disassembler_takes_the_dsdt() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
+        dsdt.append_slice(&definition_blocks());
+        let file = dir.path().join("dsdt.aml");
+        std::fs::write(&file, dsdt.as_slice()).unwrap();
+        let Ok(output) = std::process::Command::new("iasl").arg("-d").arg(&file).output() else {
+            println!("skipped: iasl is not installed (package acpica-tools)");
+            return;
+        };
+        let text = std::fs::read_to_string(dir.path().join("dsdt.dsl")).unwrap_or_default();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            text.contains("Method (_EVT, 1, Serialized)") && text.contains("Notify (S1F, 0x03)"),
+            "{text}"
+        );
+        let again = std::process::Command::new("iasl").arg(dir.path().join("dsdt.dsl")).output().unwrap();
+        let said = String::from_utf8_lossy(&again.stdout).into_owned();
+        assert!(said.contains(" 0 Errors"), "{said}\n{text}");
+    }
+}

@@ -1,0 +1,220 @@
+//! `vmm run`: one guest by hand, with its serial console on the terminal.
+
+#![allow(unsafe_code)]
+
+use super::driver::{Driver, Typed};
+use super::{BuildError, Setup, build, devices};
+use crate::jail::{self, JailError, ThreadKind};
+use clap::Args;
+use kvm_ioctls::Kvm;
+use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use wire::MiB;
+use wire::ids::{Mac, PortId, ServerId};
+use wire::machine::{EndReason, Identity};
+
+/// MTU of a tap that is used by hand.
+const MTU: u16 = 1500;
+
+/// Arguments of `vmm run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Kernel: bzImage, or ELF with a PVH note or a 64-bit Linux entry
+    #[arg(long)]
+    pub kernel: PathBuf,
+    /// Initial RAM disk
+    #[arg(long)]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, default_value = "console=ttyS0")]
+    pub append: String,
+    /// Guest memory in MiB
+    #[arg(long, default_value_t = 128)]
+    pub mem: u64,
+    /// Virtual CPUs
+    #[arg(long, default_value_t = 1)]
+    pub cpus: u32,
+    /// Raw disk image; may be repeated
+    #[arg(long = "disk")]
+    pub disks: Vec<PathBuf>,
+    /// Name of an existing tap device; may be repeated
+    #[arg(long = "tap")]
+    pub taps: Vec<String>,
+    /// KVM device
+    #[arg(long, default_value = "/dev/kvm", hide = true)]
+    pub kvm: PathBuf,
+}
+
+/// Why a guest did not start.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("cannot open the {what} {path}: {source}{remedy}", path = path.display())]
+    Open { what: &'static str, path: PathBuf, source: std::io::Error, remedy: &'static str },
+    #[error(
+        "cannot open tap {0}: {1}; make it with: ip tuntap add dev {0} mode tap vnet_hdr && ip link set {0} up"
+    )]
+    Tap(String, std::io::Error),
+    #[error("'{0}' is no name of a network device: it has 1 to 15 bytes")]
+    TapName(String),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    #[error("cannot confine the driver thread: {0}")]
+    Confine(std::io::Error),
+    #[error("cannot use the terminal: {0}")]
+    Terminal(#[from] std::io::Error),
+}
+
+/// Runs a guest until it ends. Returns the process's exit status.
+#[must_use]
+pub fn main_run(args: &RunArgs) -> ExitCode {
+    match run(args) {
+        Ok(end) => {
+            match end.reason {
+                EndReason::PowerOff | EndReason::Reset | EndReason::TripleFault | EndReason::Stopped => {}
+                EndReason::NotStarted | EndReason::Failed => eprintln!("vmm: {}", end.detail),
+            }
+            ExitCode::from(end.reason.exit_code())
+        }
+        Err(error) => {
+            eprintln!("vmm: {error}");
+            ExitCode::from(EndReason::NotStarted.exit_code())
+        }
+    }
+}
+
+fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
+    let kvm_hint =
+        "; is virtualisation switched on, the kvm module loaded, and may you use it? `vmm probe` tells more";
+    let kvm = open("KVM device", &args.kvm, true, kvm_hint)?.into_raw_fd();
+    // SAFETY: the descriptor is open and ours alone.
+    let kvm = unsafe { Kvm::from_raw_fd(kvm) };
+    let initrd = args.initrd.as_deref().map(|path| open("initrd", path, false, "")).transpose()?;
+    let setup = Setup {
+        kvm,
+        vcpus: args.cpus,
+        memory: MiB(args.mem),
+        kernel: open("kernel", &args.kernel, false, "")?,
+        initrd,
+        command_line: args.append.clone(),
+        console: Box::new(std::io::stdout().as_fd().try_clone_to_owned().map(Terminal::new)?),
+        id: ServerId::new(),
+        identity: Identity::default(),
+    };
+    let mut built = build(setup)?;
+    let plugged = |error| RunError::Build(BuildError::Device(error));
+    // ENTROPY
+    for (index, name) in (0u8..).zip(&args.taps) {
+        let tap = open_tap(name)?;
+        let (role, device) =
+            devices::nic(PortId::new(), tap, Mac([2, 0, 0, 0, 0, index + 1]), MTU).map_err(plugged)?;
+        built.slots().plug(role, device, false).map_err(plugged)?;
+    }
+    for path in &args.disks {
+        let read_only = std::fs::metadata(path).is_ok_and(|meta| meta.permissions().readonly());
+        let file = open("disk", path, !read_only, "")?.into();
+        let (role, device) =
+            devices::disk(path.display().to_string(), file, read_only, "").map_err(plugged)?;
+        built.slots().plug(role, device, false).map_err(plugged)?;
+    }
+    jail::arm()?;
+    nix::sys::prctl::set_no_new_privs().map_err(std::io::Error::from)?;
+    let terminal = RawTerminal::enter();
+    let typed = Typed::new(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let machine = built.start(jail::confine_vcpu)?;
+    jail::confine(ThreadKind::Driver).map_err(RunError::Confine)?;
+    let mut driver = Driver::new(machine, None, Some(typed));
+    let end = driver.run();
+    // The process ends: taking the machine apart first would only cost time.
+    std::mem::forget(driver);
+    drop(terminal);
+    Ok(end)
+}
+
+fn open(what: &'static str, path: &Path, write: bool, remedy: &'static str) -> Result<File, RunError> {
+    OpenOptions::new().read(true).write(write).open(path).map_err(|source| RunError::Open {
+        what,
+        path: path.to_owned(),
+        source,
+        remedy,
+    })
+}
+
+/// Opens an existing tap the way that devices want it.
+fn open_tap(name: &str) -> Result<OwnedFd, RunError> {
+    if name.is_empty() || name.len() > 15 {
+        return Err(RunError::TapName(name.into()));
+    }
+    let refused = |error| RunError::Tap(name.into(), error);
+    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(refused)?;
+    // SAFETY: `ifreq` is plain bytes; zero is a value of each.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = std::ffi::c_char::from_ne_bytes([from]);
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
+    // SAFETY: the kernel reads and writes one `ifreq`.
+    unsafe { tunsetiff(std::os::fd::AsRawFd::as_raw_fd(&file), &raw const request) }
+        .map_err(|error| refused(error.into()))?;
+    Ok(file.into())
+}
+
+/// `TUNSETIFF`.
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+nix::ioctl_write_ptr_bad!(
+    /// Says which interface an open `/dev/net/tun` is.
+    tunsetiff, TUNSETIFF, libc::ifreq
+);
+
+/// The terminal as the serial port's output: every byte goes out at once.
+struct Terminal(File);
+
+impl Terminal {
+    fn new(to: OwnedFd) -> Self {
+        Self(to.into())
+    }
+}
+
+impl Write for Terminal {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A terminal whose keys go to the guest one by one; as before when dropped.
+struct RawTerminal(Option<Termios>);
+
+impl RawTerminal {
+    fn enter() -> Self {
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() {
+            return Self(None);
+        }
+        let Ok(before) = tcgetattr(&stdin) else { return Self(None) };
+        let mut raw = before.clone();
+        raw.local_flags &= !(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG | LocalFlags::IEXTEN);
+        raw.input_flags &= !(InputFlags::ICRNL | InputFlags::IXON);
+        if tcsetattr(&stdin, SetArg::TCSANOW, &raw).is_err() {
+            return Self(None);
+        }
+        eprintln!("vmm: the terminal is the guest's serial port; Ctrl-A x ends the guest");
+        Self(Some(before))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = tcsetattr(std::io::stdin(), SetArg::TCSANOW, before);
+        }
+    }
+}

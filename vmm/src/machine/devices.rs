@@ -1,0 +1,42 @@
+//! Makes devices from descriptors.
+
+use super::slots::{PlugError, Role};
+use crate::backend::file::DiskFile;
+use crate::jail::{ThreadKind, confine};
+use crate::virtio::VirtioDevice;
+use crate::virtio::blk::{Blk, BlkConfig};
+use crate::virtio::worker::Confine;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use wire::ids::{Mac, PortId};
+
+/// A device and what it is to the outside.
+pub type Made = (Role, Box<dyn VirtioDevice>);
+
+/// Locks a worker in.
+fn worker() -> Confine {
+    Box::new(|| confine(ThreadKind::Worker))
+}
+
+/// A disk on a raw file.
+///
+/// # Errors
+/// When the descriptor is no usable file.
+pub fn disk(key: String, file: OwnedFd, read_only: bool, serial: &str) -> Result<Made, PlugError> {
+    let failed = |source| PlugError::Host { what: format!("disk '{key}'"), source };
+    let config = BlkConfig { read_only, serial: serial.into(), io_uring: true };
+    let file = DiskFile::new(File::from(file)).map_err(failed)?;
+    let device = Blk::new(file, &config, worker()).map_err(failed)?;
+    Ok((Role::Disk { key }, Box::new(device)))
+}
+
+/// A network interface on a tap.
+///
+/// # Errors
+/// When the descriptor is no usable tap.
+pub fn nic(port: PortId, _tap: OwnedFd, _mac: Mac, _mtu: u16) -> Result<Made, PlugError> {
+    Err(PlugError::Host {
+        what: format!("network interface {port}"),
+        source: std::io::ErrorKind::Unsupported.into(),
+    })
+}

@@ -1,0 +1,362 @@
+//! The driver thread: the only one that starts, stops and changes anything about a machine.
+//!
+//! It waits for vCPUs (marks in [`super::signals`]), the control socket and, for machines run by hand, the terminal; after each round
+//! it compares what [`MachineStatus`] would say with what it said before, which is what makes the sequence number grow.
+
+use super::Machine;
+use super::devices;
+use super::slots::PlugError;
+use crate::control::{ClientId, Incoming, Server};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::VecDeque;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+use wire::Refused;
+use wire::machine::{
+    EndReason, MachineCall, MachineEnd, MachineReply, MachineState, MachineStatus, PROTOCOL,
+};
+
+/// Longest wait of a `Status` call.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Longest name of a disk in bytes.
+const LONGEST_KEY: usize = 128;
+/// virtio-blk's serial field.
+const LONGEST_SERIAL: usize = 20;
+/// Lines about the guest's misbehaviour that are logged before silence: the log is not the guest's to fill.
+const LOG_LINES: u32 = 100;
+/// Typed bytes kept until the guest's serial port takes them.
+const TYPED: usize = 4096;
+/// How soon to offer typed bytes to a full serial port again.
+const TYPE_AGAIN: Duration = Duration::from_millis(10);
+
+/// A client that waits for a change.
+struct Waiter {
+    client: ClientId,
+    after: u64,
+    until: Instant,
+}
+
+/// The terminal's input of a machine run by hand.
+pub struct Typed {
+    from: std::fs::File,
+    bytes: VecDeque<u8>,
+    open: bool,
+    /// The last byte was the escape key.
+    escaped: bool,
+}
+
+/// Ctrl-A: followed by `x` it ends the machine, twice it is itself.
+const ESCAPE: u8 = 1;
+
+impl Typed {
+    /// Input from a descriptor.
+    #[must_use]
+    pub fn new(from: OwnedFd) -> Self {
+        Self { from: from.into(), bytes: VecDeque::new(), open: true, escaped: false }
+    }
+
+    /// Reads what is there. Returns whether the user asked for the end.
+    fn take(&mut self) -> bool {
+        let mut buffer = [0u8; 256];
+        match self.from.read(&mut buffer) {
+            Ok(0) => self.open = false,
+            Ok(count) => {
+                for byte in buffer.iter().take(count) {
+                    match (self.escaped, *byte) {
+                        (false, ESCAPE) => self.escaped = true,
+                        (true, b'x') => return true,
+                        (_, byte) => {
+                            self.escaped = false;
+                            self.bytes.push_back(byte);
+                        }
+                    }
+                }
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {}
+            Err(_) => self.open = false,
+        }
+        false
+    }
+}
+
+/// Drives one machine until it ends.
+pub struct Driver {
+    machine: Machine,
+    server: Option<Server>,
+    typed: Option<Typed>,
+    waiters: Vec<Waiter>,
+    status: MachineStatus,
+    logged: u32,
+}
+
+impl Driver {
+    /// A driver for a machine that waits to be run.
+    #[must_use]
+    pub fn new(machine: Machine, server: Option<Server>, typed: Option<Typed>) -> Self {
+        let status = MachineStatus {
+            protocol: PROTOCOL,
+            sequence: 0,
+            state: MachineState::Paused,
+            disks: machine.slots.disks(),
+            nics: machine.slots.nics(),
+            power_button_presses: 0,
+        };
+        Self { machine, server, typed, waiters: Vec::new(), status, logged: 0 }
+    }
+
+    /// Runs the machine until it ends, and returns how.
+    pub fn run(&mut self) -> MachineEnd {
+        self.machine.resume();
+        loop {
+            self.refresh();
+            self.answer_waiters();
+            if let Err(error) = self.wait()
+                && error != Errno::EINTR
+            {
+                self.machine.signals().end(EndReason::Failed, format!("cannot wait for events: {error}"));
+            }
+            let (devices, ejected) = self.machine.signals().take();
+            if let Some(end) = self.machine.signals().take_end() {
+                self.finish();
+                return end;
+            }
+            for trouble in self.machine.slots.settle(devices) {
+                self.log(&trouble);
+            }
+            self.machine.slots.eject(ejected);
+            self.type_input();
+            for incoming in self.server.as_mut().map(Server::take).unwrap_or_default() {
+                self.serve(incoming);
+            }
+        }
+    }
+
+    /// Leaves nothing half-written: the console's last words, and no client without an answer.
+    fn finish(&mut self) {
+        self.machine.pause();
+        self.machine.flush_console();
+        self.refresh();
+        for waiter in std::mem::take(&mut self.waiters) {
+            self.reply(waiter.client, &MachineReply::Status(self.status.clone()));
+        }
+    }
+
+    fn log(&mut self, line: &str) {
+        self.logged = self.logged.saturating_add(1);
+        match self.logged {
+            0..LOG_LINES => eprintln!("vmm: {line}"),
+            LOG_LINES => eprintln!("vmm: {line}; no more lines like this will follow"),
+            _ => {}
+        }
+    }
+
+    fn wait(&self) -> Result<(), Errno> {
+        let mut fds = vec![PollFd::new(self.machine.signals().event(), PollFlags::POLLIN)];
+        let mut timeout = self.waiters.iter().map(|waiter| waiter.until).min();
+        if let Some(typed) = &self.typed {
+            if typed.open && typed.bytes.len() < TYPED {
+                fds.push(PollFd::new(typed.from.as_fd(), PollFlags::POLLIN));
+            }
+            if !typed.bytes.is_empty() {
+                let again = Instant::now() + TYPE_AGAIN;
+                timeout = Some(timeout.map_or(again, |until| until.min(again)));
+            }
+        }
+        if let Some(server) = &self.server {
+            fds.extend(server.poll_fds());
+            if server.has_ready() {
+                timeout = Some(Instant::now());
+            }
+        }
+        let timeout = match timeout {
+            None => PollTimeout::NONE,
+            // Rounded up, so that a deadline is past when the wait for it returns.
+            Some(until) => {
+                let left = until.saturating_duration_since(Instant::now());
+                let millis = left.as_millis() + u128::from(!left.is_zero());
+                PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        poll(&mut fds, timeout).map(drop)
+    }
+
+    fn type_input(&mut self) {
+        let Some(typed) = &mut self.typed else { return };
+        let mut fds = [PollFd::new(typed.from.as_fd(), PollFlags::POLLIN)];
+        if typed.open
+            && typed.bytes.len() < TYPED
+            && poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        {
+            let ended = typed.take();
+            if ended {
+                self.machine.signals().end(EndReason::Stopped, "");
+            }
+        }
+        if !typed.bytes.is_empty() {
+            let taken = self.machine.input(typed.bytes.make_contiguous());
+            typed.bytes.drain(..taken.min(typed.bytes.len()));
+        }
+    }
+
+    /// Brings the status up to date, with a new sequence number when it changed.
+    fn refresh(&mut self) {
+        let state = if self.machine.running() { MachineState::Running } else { MachineState::Paused };
+        let now = MachineStatus {
+            state,
+            disks: self.machine.slots.disks(),
+            nics: self.machine.slots.nics(),
+            ..self.status.clone()
+        };
+        if now != self.status || now.sequence == 0 {
+            self.status = MachineStatus { sequence: now.sequence + 1, ..now };
+        }
+    }
+
+    fn answer_waiters(&mut self) {
+        let now = Instant::now();
+        for waiter in std::mem::take(&mut self.waiters) {
+            if self.status.sequence > waiter.after || waiter.until <= now {
+                self.reply(waiter.client, &MachineReply::Status(self.status.clone()));
+            } else if self.server.as_ref().is_some_and(|server| server.connected(waiter.client)) {
+                self.waiters.push(waiter);
+            }
+        }
+    }
+
+    fn reply(&mut self, client: ClientId, reply: &MachineReply) {
+        if let Some(server) = &mut self.server {
+            server.reply(client, reply);
+        }
+    }
+
+    fn serve(&mut self, incoming: Incoming) {
+        let Incoming { client, call, fd } = incoming;
+        // A change by an earlier call of this round shows in a later one's status.
+        self.refresh();
+        let result = match call {
+            MachineCall::Status { after: None, .. } => {
+                return self.reply(client, &MachineReply::Status(self.status.clone()));
+            }
+            MachineCall::Status { after: Some(after), wait_ms } => {
+                let until = Instant::now() + Duration::from_millis(wait_ms).min(LONGEST_WAIT);
+                return self.waiters.push(Waiter { client, after, until });
+            }
+            MachineCall::Pause => {
+                self.machine.pause();
+                Ok(())
+            }
+            MachineCall::Resume => {
+                self.machine.resume();
+                Ok(())
+            }
+            MachineCall::PowerButton => {
+                self.machine.press_power_button();
+                self.status.power_button_presses += 1;
+                self.status.sequence += 1;
+                Ok(())
+            }
+            MachineCall::Stop => {
+                self.machine.signals().end(EndReason::Stopped, "");
+                Ok(())
+            }
+            MachineCall::PlugDisk { key, read_only, serial } => self.plug_disk(key, read_only, &serial, fd),
+            MachineCall::UnplugDisk { key } => {
+                self.unplug(self.machine.slots.disk(&key));
+                Ok(())
+            }
+            MachineCall::PlugNic { port, mac, mtu } => match self.machine.slots.nic(port) {
+                Some(slot) => self.already(slot),
+                None => with_fd(fd).and_then(|fd| {
+                    let (role, device) = devices::nic(port, fd, mac, mtu).map_err(refuse)?;
+                    self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
+                }),
+            },
+            MachineCall::UnplugNic { port } => {
+                self.unplug(self.machine.slots.nic(port));
+                Ok(())
+            }
+            MachineCall::ResizeDisk { key } => self.resize(&key),
+        };
+        let reply = match result {
+            Ok(()) => MachineReply::Done,
+            Err(refused) => MachineReply::Refused(refused),
+        };
+        self.reply(client, &reply);
+    }
+
+    fn plug_disk(
+        &mut self,
+        key: String,
+        read_only: bool,
+        serial: &str,
+        fd: Option<OwnedFd>,
+    ) -> Result<(), Refused> {
+        check_disk(&key, serial)?;
+        if let Some(slot) = self.machine.slots.disk(&key) {
+            return self.already(slot);
+        }
+        let (role, device) = devices::disk(key, with_fd(fd)?, read_only, serial).map_err(refuse)?;
+        self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
+    }
+
+    /// The answer to plugging in what is there already.
+    fn already(&self, slot: u8) -> Result<(), Refused> {
+        if self.machine.slots.unplugging(slot) {
+            return Err(Refused::conflict("the guest was asked to give this device back and has not yet")
+                .remedy("wait until the status does not list it any more, then plug it in again"));
+        }
+        Ok(())
+    }
+
+    fn unplug(&mut self, slot: Option<u8>) {
+        if let Some(slot) = slot {
+            self.machine.slots.ask_back(slot);
+        }
+    }
+
+    fn resize(&mut self, key: &str) -> Result<(), Refused> {
+        let slot = self.machine.slots.disk(key);
+        let result = slot.and_then(|slot| self.machine.slots.resize(slot));
+        match result {
+            None => Err(Refused::missing(format!("there is no disk '{key}' in this machine"))),
+            Some(Ok(_)) => Ok(()),
+            Some(Err(error)) => Err(Refused::unavailable(format!("cannot look at disk '{key}': {error}"))),
+        }
+    }
+}
+
+/// Checks what a caller says about a disk.
+///
+/// # Errors
+/// Names that are empty or too long.
+pub fn check_disk(key: &str, serial: &str) -> Result<(), Refused> {
+    if key.is_empty() || key.len() > LONGEST_KEY {
+        return Err(Refused::invalid(format!(
+            "a disk's key has 1 to {LONGEST_KEY} bytes, not {}",
+            key.len()
+        )));
+    }
+    if serial.len() > LONGEST_SERIAL || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Refused::invalid(format!(
+            "a disk's serial has at most {LONGEST_SERIAL} printable ASCII characters"
+        )));
+    }
+    Ok(())
+}
+
+fn with_fd(fd: Option<OwnedFd>) -> Result<OwnedFd, Refused> {
+    fd.ok_or_else(|| {
+        Refused::invalid("no descriptor came along").remedy("send it as SCM_RIGHTS in the same packet")
+    })
+}
+
+fn refuse(error: PlugError) -> Refused {
+    let text = error.to_string();
+    match error {
+        PlugError::Exists(_) => Refused::conflict(text),
+        PlugError::Full => Refused::no_space(text),
+        PlugError::Host { .. } => Refused::unavailable(text),
+    }
+}

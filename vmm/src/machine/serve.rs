@@ -1,0 +1,213 @@
+//! `vmm serve`: a machine for `hostd`, from a configuration that names descriptors.
+
+#![allow(unsafe_code)]
+
+use super::driver::{Driver, check_disk};
+use super::{BuildError, Setup, build, devices};
+use crate::console::{ConsoleError, ConsoleLog};
+use crate::control::Server;
+use crate::jail::{self, Fork, JailError, ThreadKind};
+use kvm_ioctls::Kvm;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::process::ExitCode;
+use wire::machine::{EndReason, Fd, MAX_DISKS, MAX_NICS, MachineConfig, MachineEnd};
+
+/// Largest configuration in bytes.
+const LARGEST_CONFIG: u64 = 1 << 20;
+
+/// Why a machine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration cannot be read.
+    #[error("cannot read the configuration from descriptor {0}: {1}")]
+    Read(Fd, std::io::Error),
+    /// The configuration is wrong.
+    #[error("the configuration is wrong: {0}")]
+    Config(String),
+    /// The jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// The console log.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// The control socket.
+    #[error("cannot use the control socket: {0}")]
+    Control(nix::Error),
+    /// The machine.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The filters.
+    #[error("cannot confine the driver thread: {0}")]
+    Confine(std::io::Error),
+}
+
+/// Serves the machine that the configuration on a descriptor describes, until it ends. Returns the process's exit status.
+#[must_use]
+pub fn main_serve(config_fd: Fd) -> ExitCode {
+    let config = match read_config(config_fd) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("vmm: {error}");
+            return ExitCode::from(EndReason::NotStarted.exit_code());
+        }
+    };
+    let mut descriptors = Descriptors::default();
+    let end_file = match descriptors.take_optional(config.end_fd) {
+        Ok(file) => file.map(File::from),
+        Err(error) => {
+            eprintln!("vmm: {error}");
+            return ExitCode::from(EndReason::NotStarted.exit_code());
+        }
+    };
+    let end = match serve(&config, &mut descriptors, end_file.as_ref()) {
+        Ok(Served::Ended(end)) => end,
+        Ok(Served::Kept(status)) => return status,
+        Err(error) => {
+            eprintln!("vmm: machine {} did not start: {error}", config.id);
+            MachineEnd { reason: EndReason::NotStarted, detail: error.to_string() }
+        }
+    };
+    if let Some(mut file) = end_file
+        && let Err(error) = record(&mut file, &end)
+    {
+        eprintln!("vmm: cannot record how machine {} ended ({end:?}): {error}", config.id);
+    }
+    ExitCode::from(end.reason.exit_code())
+}
+
+fn record(file: &mut File, end: &MachineEnd) -> std::io::Result<()> {
+    file.write_all(&serde_json::to_vec(end)?)?;
+    // A pipe has nothing to sync.
+    let _ = file.sync_data();
+    Ok(())
+}
+
+enum Served {
+    Ended(MachineEnd),
+    Kept(ExitCode),
+}
+
+fn serve(
+    config: &MachineConfig,
+    descriptors: &mut Descriptors,
+    end: Option<&File>,
+) -> Result<Served, ServeError> {
+    check(config)?;
+    if let Some(to_be) = &config.jail {
+        let namespaces = jail::leave_namespaces();
+        let mut lines = namespaces.missing.clone();
+        let mut leash = None;
+        if namespaces.pid {
+            match jail::fork_keeper(to_be, end)? {
+                Fork::Ended(status) => return Ok(Served::Kept(status)),
+                Fork::Machine(own) => leash = Some(own),
+            }
+        }
+        lines.extend(jail::enter(to_be, &namespaces)?);
+        if let Some(leash) = leash {
+            leash.fasten()?;
+        }
+        for line in lines {
+            eprintln!("vmm: machine {}: {line}", config.id);
+        }
+    }
+    jail::arm()?;
+
+    let console = ConsoleLog::new(
+        descriptors.take(*config.console_fds.first().unwrap_or(&-1))?.into(),
+        descriptors.take(*config.console_fds.get(1).unwrap_or(&-1))?.into(),
+        config.console_limit,
+    )?;
+    let kvm = descriptors.take(config.kvm_fd)?.into_raw_fd();
+    // SAFETY: the descriptor is open and ours alone, as `Descriptors` found.
+    let kvm = unsafe { Kvm::from_raw_fd(kvm) };
+    let listener = descriptors.take(config.control_fd)?;
+    let setup = Setup {
+        kvm,
+        vcpus: config.vcpus,
+        memory: config.memory,
+        kernel: descriptors.take(config.kernel_fd)?.into(),
+        initrd: descriptors.take_optional(config.initrd_fd)?.map(File::from),
+        command_line: config.command_line.clone(),
+        console: Box::new(console),
+        id: config.id,
+        identity: config.identity.clone(),
+    };
+    let mut built = build(setup)?;
+    let plugged = |error| ServeError::Build(BuildError::Device(error));
+    // ENTROPY
+    for nic in &config.nics {
+        let tap = descriptors.take(nic.fd)?;
+        let (role, device) = devices::nic(nic.port, tap, nic.mac, nic.mtu).map_err(plugged)?;
+        built.slots().plug(role, device, false).map_err(plugged)?;
+    }
+    for disk in &config.disks {
+        let file = descriptors.take(disk.fd)?;
+        let made = devices::disk(disk.key.clone(), file, disk.read_only, &disk.serial);
+        let (role, device) = made.map_err(plugged)?;
+        built.slots().plug(role, device, false).map_err(plugged)?;
+    }
+    let server = Server::new(listener).map_err(ServeError::Control)?;
+    let machine = built.start(jail::confine_vcpu)?;
+    jail::confine(ThreadKind::Driver).map_err(ServeError::Confine)?;
+    let mut driver = Driver::new(machine, Some(server), None);
+    let end = driver.run();
+    // The process ends: taking the machine apart first would only cost time.
+    std::mem::forget(driver);
+    Ok(Served::Ended(end))
+}
+
+fn read_config(fd: Fd) -> Result<MachineConfig, ServeError> {
+    let file = Descriptors::default().take(fd)?;
+    let mut text = Vec::new();
+    let mut file = File::from(file).take(LARGEST_CONFIG);
+    file.read_to_end(&mut text).map_err(|error| ServeError::Read(fd, error))?;
+    serde_json::from_slice(&text).map_err(|error| ServeError::Config(error.to_string()))
+}
+
+fn check(config: &MachineConfig) -> Result<(), ServeError> {
+    let wrong = |text: String| Err(ServeError::Config(text));
+    if config.console_fds.len() != 2 {
+        return wrong(format!(
+            "{} console files are named; it takes two, current and previous",
+            config.console_fds.len()
+        ));
+    }
+    if config.disks.len() > MAX_DISKS || config.nics.len() > MAX_NICS {
+        let (disks, nics) = (config.disks.len(), config.nics.len());
+        return wrong(format!(
+            "{disks} disks and {nics} network interfaces; at most {MAX_DISKS} and {MAX_NICS} fit"
+        ));
+    }
+    for disk in &config.disks {
+        check_disk(&disk.key, &disk.serial).map_err(|refused| ServeError::Config(refused.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Takes descriptors by number, each once.
+#[derive(Default)]
+struct Descriptors(BTreeSet<Fd>);
+
+impl Descriptors {
+    fn take(&mut self, fd: Fd) -> Result<OwnedFd, ServeError> {
+        if fd <= 2 || !self.0.insert(fd) {
+            return Err(ServeError::Config(format!(
+                "descriptor {fd} is named twice or is a standard stream"
+            )));
+        }
+        // SAFETY: F_GETFD and F_SETFD on any number are harmless.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+            return Err(ServeError::Config(format!("descriptor {fd} is not open")));
+        }
+        // SAFETY: it is open, whoever started us gave it to us, and it is taken only once.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    fn take_optional(&mut self, fd: Option<Fd>) -> Result<Option<OwnedFd>, ServeError> {
+        fd.map(|fd| self.take(fd)).transpose()
+    }
+}

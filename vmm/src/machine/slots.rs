@@ -1,0 +1,233 @@
+//! Which device is in which PCI slot, and plugging them in and out.
+//!
+//! Each kind has slots of its own, so that a volume more or less never renames a network interface at the next start.
+
+use crate::bus::pci::PciBus;
+use crate::bus::power::Power;
+use crate::virtio::VirtioDevice;
+use crate::virtio::transport::{Host, VirtioPci};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use wire::ids::PortId;
+use wire::machine::{DiskStatus, MAX_DISKS, MAX_NICS, NicStatus};
+
+const RNG_SLOT: RangeInclusive<u8> = 1..=1;
+const NIC_SLOTS: RangeInclusive<u8> = 2..=9;
+const DISK_SLOTS: RangeInclusive<u8> = 10..=31;
+const _: () = assert!(MAX_NICS == 8 && MAX_DISKS == 22);
+
+/// What a device is to the outside.
+pub enum Role {
+    /// The entropy device.
+    Rng,
+    /// A disk.
+    Disk {
+        /// Its name.
+        key: String,
+    },
+    /// A network interface.
+    Nic {
+        /// Its port.
+        port: PortId,
+    },
+}
+
+/// Why a device was not plugged in or out.
+#[derive(Debug, thiserror::Error)]
+pub enum PlugError {
+    /// The name is taken.
+    #[error("there is already a {0}")]
+    Exists(String),
+    /// All slots of its kind are taken.
+    #[error(
+        "no PCI slot is free: a machine has at most {MAX_DISKS} disks and {MAX_NICS} network interfaces; detach one first"
+    )]
+    Full,
+    /// The host refused something.
+    #[error("cannot set up the {what}: {source}")]
+    Host {
+        /// Which device.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+struct Entry {
+    role: Role,
+    device: Arc<Mutex<VirtioPci>>,
+    unplugging: bool,
+}
+
+impl Entry {
+    fn device(&self) -> MutexGuard<'_, VirtioPci> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The slots.
+pub struct Slots {
+    host: Host,
+    pci: Arc<PciBus>,
+    power: Arc<Power>,
+    entries: BTreeMap<u8, Entry>,
+    paused: bool,
+    /// Slots that asked for attention while paused.
+    later: u32,
+}
+
+impl Slots {
+    pub(super) fn new(host: Host, pci: Arc<PciBus>, power: Arc<Power>) -> Self {
+        Self { host, pci, power, entries: BTreeMap::new(), paused: true, later: 0 }
+    }
+
+    /// Slot of a disk.
+    #[must_use]
+    pub fn disk(&self, key: &str) -> Option<u8> {
+        self.find(|role| matches!(role, Role::Disk { key: own } if own == key))
+    }
+
+    /// Slot of a network interface.
+    #[must_use]
+    pub fn nic(&self, port: PortId) -> Option<u8> {
+        self.find(|role| matches!(role, Role::Nic { port: own } if *own == port))
+    }
+
+    fn find(&self, wanted: impl Fn(&Role) -> bool) -> Option<u8> {
+        self.entries.iter().find(|(_, entry)| wanted(&entry.role)).map(|(slot, _)| *slot)
+    }
+
+    /// Whether the guest was asked to give the device back.
+    #[must_use]
+    pub fn unplugging(&self, slot: u8) -> bool {
+        self.entries.get(&slot).is_some_and(|entry| entry.unplugging)
+    }
+
+    /// Puts a device into the first free slot of its kind. `hot` tells the guest, which must be running by then.
+    ///
+    /// # Errors
+    /// No slot, a taken name, or the host has no more descriptors.
+    pub fn plug(&mut self, role: Role, device: Box<dyn VirtioDevice>, hot: bool) -> Result<u8, PlugError> {
+        let (mut slots, name, taken) = match &role {
+            Role::Rng => (RNG_SLOT, "entropy device".to_owned(), None),
+            Role::Disk { key } => (DISK_SLOTS, format!("disk '{key}'"), self.disk(key)),
+            Role::Nic { port } => (NIC_SLOTS, format!("network interface {port}"), self.nic(*port)),
+        };
+        if taken.is_some() {
+            return Err(PlugError::Exists(name));
+        }
+        let slot = slots.find(|slot| !self.entries.contains_key(slot)).ok_or(PlugError::Full)?;
+        let device = VirtioPci::new(self.host.clone(), slot, device)
+            .map_err(|source| PlugError::Host { what: name, source })?;
+        let base = device.base();
+        let device = Arc::new(Mutex::new(device));
+        self.pci.insert(slot, device.clone(), base);
+        self.entries.insert(slot, Entry { role, device, unplugging: false });
+        if hot {
+            self.power.inserted(slot);
+        }
+        Ok(slot)
+    }
+
+    /// Asks the guest to give a slot's device back.
+    pub fn ask_back(&mut self, slot: u8) {
+        if let Some(entry) = self.entries.get_mut(&slot) {
+            entry.unplugging = true;
+            self.power.ask_back(slot);
+        }
+    }
+
+    /// The guest ejected these slots: their devices stop and go, with their descriptors. Returns whether there were any.
+    pub fn eject(&mut self, slots: u32) -> bool {
+        let mut any = false;
+        for slot in bits(slots) {
+            if let Some(entry) = self.entries.remove(&slot) {
+                self.pci.remove(slot);
+                entry.device().stop();
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Does what drivers in the guest asked their devices for. Returns what went wrong, for the log.
+    pub fn settle(&mut self, slots: u32) -> Vec<String> {
+        if self.paused {
+            self.later |= slots;
+            return Vec::new();
+        }
+        let mut troubles = Vec::new();
+        for slot in bits(slots) {
+            if let Some(entry) = self.entries.get(&slot)
+                && let Err(error) = entry.device().settle()
+            {
+                troubles.push(format!("device in PCI slot {slot}: {error}"));
+            }
+        }
+        troubles
+    }
+
+    /// Stops all workers.
+    pub fn pause(&mut self) {
+        self.paused = true;
+        for entry in self.entries.values() {
+            entry.device().pause();
+        }
+    }
+
+    /// Lets all workers go on.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        for entry in self.entries.values() {
+            entry.device().resume();
+        }
+        if self.later != 0 {
+            // The marks were taken while nothing could be done about them.
+            for slot in bits(std::mem::take(&mut self.later)) {
+                self.host.signals.device(slot);
+            }
+        }
+    }
+
+    /// Makes a disk look at its file's size again. `None` when the slot has no disk.
+    ///
+    /// # Errors
+    /// When the file cannot be looked at.
+    pub fn resize(&self, slot: u8) -> Option<std::io::Result<u64>> {
+        self.entries.get(&slot)?.device().refresh_size().transpose()
+    }
+
+    /// Disks in slot order.
+    #[must_use]
+    pub fn disks(&self) -> Vec<DiskStatus> {
+        let disks = self.entries.values().filter_map(|entry| match &entry.role {
+            Role::Disk { key } => Some(DiskStatus {
+                key: key.clone(),
+                bytes: entry.device().disk_bytes(),
+                unplugging: entry.unplugging,
+                driver_ok: entry.device().driver_ok(),
+            }),
+            Role::Rng | Role::Nic { .. } => None,
+        });
+        disks.collect()
+    }
+
+    /// Network interfaces in slot order.
+    #[must_use]
+    pub fn nics(&self) -> Vec<NicStatus> {
+        let nics = self.entries.values().filter_map(|entry| match &entry.role {
+            Role::Nic { port } => Some(NicStatus {
+                port: *port,
+                unplugging: entry.unplugging,
+                driver_ok: entry.device().driver_ok(),
+            }),
+            Role::Rng | Role::Disk { .. } => None,
+        });
+        nics.collect()
+    }
+}
+
+fn bits(slots: u32) -> impl Iterator<Item = u8> {
+    (0..32u8).filter(move |slot| slots & (1u32 << slot) != 0)
+}
