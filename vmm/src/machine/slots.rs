@@ -202,12 +202,15 @@ impl Slots {
     #[must_use]
     pub fn disks(&self) -> Vec<DiskStatus> {
         let disks = self.entries.values().filter_map(|entry| match &entry.role {
-            Role::Disk { key } => Some(DiskStatus {
-                key: key.clone(),
-                bytes: entry.device().disk_bytes(),
-                unplugging: entry.unplugging,
-                driver_ok: entry.device().driver_ok(),
-            }),
+            Role::Disk { key } => {
+                let device = entry.device();
+                Some(DiskStatus {
+                    key: key.clone(),
+                    bytes: device.disk_bytes(),
+                    unplugging: entry.unplugging,
+                    driver_ok: device.driver_ok(),
+                })
+            }
             Role::Rng | Role::Nic { .. } => None,
         });
         disks.collect()
@@ -217,11 +220,10 @@ impl Slots {
     #[must_use]
     pub fn nics(&self) -> Vec<NicStatus> {
         let nics = self.entries.values().filter_map(|entry| match &entry.role {
-            Role::Nic { port } => Some(NicStatus {
-                port: *port,
-                unplugging: entry.unplugging,
-                driver_ok: entry.device().driver_ok(),
-            }),
+            Role::Nic { port } => {
+                let driver_ok = entry.device().driver_ok();
+                Some(NicStatus { port: *port, unplugging: entry.unplugging, driver_ok })
+            }
             Role::Rng | Role::Disk { .. } => None,
         });
         nics.collect()
