@@ -39,6 +39,7 @@ pub fn eventually<T>(within: Duration, mut attempt: impl FnMut() -> Result<T, St
 pub struct Instance {
     data: PathBuf,
     port: u16,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Instance {
@@ -47,8 +48,16 @@ impl Instance {
     /// # Errors
     /// What `ferro up` said.
     pub fn up(name: &str) -> Result<Self, String> {
+        Self::up_with(name, &[])
+    }
+
+    /// Brings one up with variables of `ferro` set (`FERRO_POOL_SIZE`, ...).
+    ///
+    /// # Errors
+    /// What `ferro up` said.
+    pub fn up_with(name: &str, variables: &[(&'static str, String)]) -> Result<Self, String> {
         let data = PathBuf::from(format!("/var/lib/ferrostack-{name}-{}", std::process::id()));
-        let instance = Self { data, port: free_port()? };
+        let instance = Self { data, port: free_port()?, variables: variables.to_vec() };
         instance.ferro("up")?;
         Ok(instance)
     }
@@ -59,7 +68,7 @@ impl Instance {
     /// What it said, when it did not succeed.
     pub fn ferro(&self, command: &str) -> Result<String, String> {
         let mut ferro = Command::new(root().join("ferro"));
-        ferro.args([command, "--data"]).arg(&self.data);
+        ferro.args([command, "--data"]).arg(&self.data).envs(self.variables.iter().cloned());
         if command == "up" {
             ferro.args(["--port", &self.port.to_string()]);
         }
@@ -104,6 +113,21 @@ impl Instance {
         Client { config: self.data.join("clouds.yaml"), cloud }
     }
 
+    /// Sends a request with `curl` and returns status and body. `arguments` are curl's.
+    ///
+    /// # Errors
+    /// When no answer came.
+    pub fn curl(&self, path: &str, arguments: &[&str]) -> Result<(u16, String), String> {
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "--max-time", "120", "-w", "\n%{http_code}", "--cacert"])
+            .arg(self.data.join("ca.pem"));
+        curl.args(arguments).arg(format!("https://127.0.0.1:{}{path}", self.port));
+        let output = curl.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').ok_or("curl printed nothing")?;
+        Ok((status.parse().map_err(|error| format!("{status}: {error}"))?, body.to_owned()))
+    }
+
     /// What the kernel still has of this instance: namespaces, links, tables, mounts, loop devices, processes.
     ///
     /// # Errors
@@ -113,7 +137,9 @@ impl Instance {
         let mut left = Vec::new();
         let mut look = |what: &str, program: &str, arguments: &[&str], needle: &str| -> Result<(), String> {
             let output = finished(Command::new(program).args(arguments))?;
-            left.extend(output.lines().filter(|line| line.contains(needle)).map(|line| format!("{what}: {line}")));
+            left.extend(
+                output.lines().filter(|line| line.contains(needle)).map(|line| format!("{what}: {line}")),
+            );
             Ok(())
         };
         look("namespace", "ip", &["netns", "list"], &format!("-{tag}-"))?;
@@ -130,7 +156,8 @@ impl Instance {
     /// # Errors
     /// When its folder has no instance file.
     pub fn tag(&self) -> Result<String, String> {
-        let text = std::fs::read_to_string(self.data.join("etc/instance")).map_err(|error| error.to_string())?;
+        let text =
+            std::fs::read_to_string(self.data.join("etc/instance")).map_err(|error| error.to_string())?;
         let tag = text.lines().find_map(|line| line.strip_prefix("INSTANCE="));
         tag.map(str::to_owned).ok_or_else(|| "no INSTANCE line".to_owned())
     }
@@ -140,9 +167,13 @@ impl Drop for Instance {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for daemon in ["api", "hostd", "netd", "blockd"] {
-                let log = std::fs::read_to_string(self.data.join(format!("log/{daemon}.log"))).unwrap_or_default();
+                let log =
+                    std::fs::read_to_string(self.data.join(format!("log/{daemon}.log"))).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().filter(|line| !line.contains("\"INFO\"")).collect();
-                eprintln!("--- end of {daemon}'s log\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
+                eprintln!(
+                    "--- end of {daemon}'s log\n{}",
+                    lines[lines.len().saturating_sub(25)..].join("\n")
+                );
             }
         }
         let mut ferro = Command::new(root().join("ferro"));

@@ -1,6 +1,8 @@
 //! The newcomer's path, whole: `./ferro up`, then everything the README shows, with the unmodified client, a real guest,
 //! and nothing left on the host at the end.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
+
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -53,9 +55,13 @@ fn a_newcomer_gets_a_cloud_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let qcow2 = tests::cache().join("guest/guest.qcow2");
     let raw = folder.path().join("guest.raw");
-    finished(std::process::Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(&qcow2).arg(&raw)).unwrap();
+    finished(std::process::Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(&qcow2).arg(&raw))
+        .unwrap();
     for (name, format, file) in [("my-raw", "raw", &raw), ("my-qcow2", "qcow2", &qcow2)] {
-        let command = format!("image create --disk-format {format} --container-format bare --file {} {name}", file.display());
+        let command = format!(
+            "image create --disk-format {format} --container-format bare --file {} {name}",
+            file.display()
+        );
         demo.text(&command).unwrap();
         assert_eq!(demo.field(&format!("image show {name}"), "status").unwrap(), "active");
     }
@@ -112,7 +118,8 @@ fn a_newcomer_gets_a_cloud_and_leaves_nothing_behind() {
     let second = demo.field("floating ip create public", "floating_ip_address").unwrap();
     demo.text(&format!("server add floating ip two {second}")).unwrap();
     demo.text("server add volume two data").unwrap();
-    let read = guest.ssh(&second, "test -b /dev/vdb && sudo mount /dev/vdb /mnt && cat /mnt/file && sudo umount /mnt");
+    let read = guest
+        .ssh(&second, "test -b /dev/vdb && sudo mount /dev/vdb /mnt && cat /mnt/file && sudo umount /mnt");
     assert_eq!(read.trim(), "kept");
     demo.text("server remove volume two data").unwrap();
 
@@ -152,7 +159,8 @@ fn a_newcomer_gets_a_cloud_and_leaves_nothing_behind() {
     }
     for list in ["server list", "volume list", "router list"] {
         let left = demo.json(list).unwrap();
-        let mine = names(&left, "Name").into_iter().filter(|name| !name.starts_with("demo")).collect::<Vec<_>>();
+        let mine =
+            names(&left, "Name").into_iter().filter(|name| !name.starts_with("demo")).collect::<Vec<_>>();
         assert_eq!(mine, Vec::<String>::new(), "{list}");
     }
     cloud.ferro("down").unwrap();
