@@ -298,6 +298,11 @@ impl FileQueue {
         }
     }
 
+    /// Whether submitted jobs still wait to be handed to the kernel, because it could not take them.
+    pub fn is_behind(&mut self) -> bool {
+        self.ring.as_mut().is_some_and(|ring| !ring.submission().is_empty())
+    }
+
     /// The next finished job.
     pub fn done(&mut self) -> Option<Done> {
         if self.done.is_empty() {

@@ -21,7 +21,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use self::engine::BlkEngine;
 use super::worker::{Confine, Worker};
-use super::{ActivateError, Activation, Interrupt, VirtioDevice};
+use super::{ActivateError, Activation, Interrupt, VirtioDevice, bits, read_space};
 use crate::backend::file::{DiskFile, FileQueue, SECTOR};
 
 /// Size of the request queue.
@@ -197,20 +197,5 @@ impl VirtioDevice for Blk {
 
     fn refresh_size(&mut self) -> io::Result<Option<u64>> {
         self.resize().map(Some)
-    }
-}
-
-/// A set of feature bits from their numbers.
-#[must_use]
-pub fn bits(numbers: &[u32]) -> u64 {
-    numbers.iter().fold(0, |set, number| set | 1_u64.checked_shl(*number).unwrap_or(0))
-}
-
-/// Reads `data` from a configuration space; zero past its end.
-pub fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
-    data.fill(0);
-    let from = usize::try_from(offset).unwrap_or(usize::MAX);
-    for (to, from) in data.iter_mut().zip(space.get(from..).unwrap_or_default()) {
-        *to = *from;
     }
 }

@@ -16,9 +16,11 @@
 
 pub mod blk;
 pub mod chain;
+pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;
+pub mod vring;
 pub mod worker;
 
 use std::sync::Arc;
@@ -105,4 +107,19 @@ pub enum ActivateError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// A set of feature bits from their numbers.
+#[must_use]
+pub fn bits(numbers: &[u32]) -> u64 {
+    numbers.iter().fold(0, |set, number| set | 1_u64.checked_shl(*number).unwrap_or(0))
+}
+
+/// Reads `data` from a configuration space; zero past its end.
+pub fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    for (to, from) in data.iter_mut().zip(space.get(from..).unwrap_or_default()) {
+        *to = *from;
+    }
 }

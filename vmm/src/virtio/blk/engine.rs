@@ -8,17 +8,16 @@ use std::sync::atomic::Ordering;
 
 use nix::poll::PollFlags;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::request::{HEADER, RANGE, Range, Status, Verb, range, range_count, span, verb};
-use super::{SERIAL_MAX, Shared, bits};
+use super::{SERIAL_MAX, Shared};
 use crate::backend::file::{Access, Done, FileQueue, Job};
 use crate::virtio::chain::{Segments, collect};
+use crate::virtio::vring::Vring;
 use crate::virtio::worker::{Engine, Turn, borrow};
-use crate::virtio::{ActivateError, Activation, Interrupt, Memory};
+use crate::virtio::{ActivateError, Activation, Memory, bits};
 
 /// Most requests under way.
 pub const DEPTH: u16 = 128;
@@ -37,15 +36,8 @@ struct Pending {
 }
 
 struct Active {
-    memory: Arc<Memory>,
-    queue: Queue,
-    kick: EventFd,
-    interrupt: Arc<dyn Interrupt>,
+    ring: Vring,
     features: u64,
-    /// The ring itself is broken: nothing more is taken from it until the driver resets the device.
-    broken: bool,
-    /// Chains were given back since the last interrupt.
-    fresh: bool,
 }
 
 /// The data path of a disk.
@@ -110,44 +102,25 @@ impl BlkEngine {
 
     /// Takes chains from the ring while there is room and budget.
     fn take_chains(&mut self, active: &mut Active) -> Stopped {
-        let mut budget = BUDGET;
-        while !active.broken {
-            if active.queue.disable_notification(active.memory.as_ref()).is_err() {
-                active.break_ring("cannot turn notifications off");
-                break;
+        let memory = Arc::clone(active.ring.memory());
+        active.ring.ignore_kicks();
+        for _ in 0..BUDGET {
+            if !self.has_room() {
+                return Stopped::Full;
             }
-            let memory = Arc::clone(&active.memory);
-            loop {
-                if budget == 0 {
-                    return Stopped::Budget;
-                }
-                if !self.has_room() {
-                    return Stopped::Full;
-                }
-                let chain = match active.queue.iter(memory.as_ref()) {
-                    Ok(mut chains) => chains.next(),
-                    Err(_) => {
-                        active.break_ring("its available index makes no sense");
-                        return Stopped::Empty;
-                    }
-                };
-                let Some(chain) = chain else { break };
-                budget = budget.saturating_sub(1);
-                self.take_chain(active, chain);
-            }
-            match active.queue.enable_notification(active.memory.as_ref()) {
-                Ok(false) => break,
-                Ok(true) => {}
-                Err(_) => active.break_ring("cannot turn notifications on"),
+            match active.ring.pop(&memory) {
+                Some(chain) => self.take_chain(active, chain),
+                None if active.ring.want_kicks() => active.ring.ignore_kicks(),
+                None => return Stopped::Empty,
             }
         }
-        Stopped::Empty
+        Stopped::Budget
     }
 
     fn take_chain(&mut self, active: &mut Active, chain: DescriptorChain<&Memory>) {
         let head = chain.head_index();
-        let mut readable = self.segments(&active.memory);
-        let mut writable = self.segments(&active.memory);
+        let mut readable = self.segments(active.ring.memory());
+        let mut writable = self.segments(active.ring.memory());
         let last = collect(chain, &mut readable, &mut writable);
         // The status byte is the last one that the device may write, wherever descriptors end.
         let status_at = last.ok().flatten().and_then(|(address, len)| {
@@ -158,7 +131,7 @@ impl BlkEngine {
             // Nowhere to say what is wrong.
             self.give_back(readable);
             self.give_back(writable);
-            active.used(head, 0);
+            active.ring.give(head, 0);
             return;
         };
         match self.start(active, head, status_at, &mut readable, &mut writable) {
@@ -233,7 +206,7 @@ impl BlkEngine {
 
     /// Takes the content of `segments`, leaving an empty one.
     fn swap(&mut self, active: &Active, segments: &mut Segments) -> Segments {
-        let empty = self.segments(&active.memory);
+        let empty = self.segments(active.ring.memory());
         std::mem::replace(segments, empty)
     }
 
@@ -277,6 +250,8 @@ impl BlkEngine {
                 (Err(_), _) => active.answer(pending.head, pending.status_at, Status::IoError, 1),
             }
         }
+        // A next range may have been submitted, and nothing else would take it to the kernel.
+        self.file.push();
     }
 }
 
@@ -288,47 +263,20 @@ impl Active {
     /// Writes the status and gives the chain back.
     fn answer(&mut self, head: u16, status_at: GuestAddress, status: Status, used: u32) {
         // It was in guest memory when the chain was taken, and memory does not go away.
-        let _ = self.memory.write_obj(status as u8, status_at);
-        self.used(head, used);
-    }
-
-    fn used(&mut self, head: u16, len: u32) {
-        if self.queue.add_used(self.memory.as_ref(), head, len).is_err() {
-            self.break_ring("a chain's head is outside of the ring");
-        }
-        self.fresh = true;
-    }
-
-    fn break_ring(&mut self, why: &str) {
-        if !self.broken {
-            self.broken = true;
-            eprintln!(
-                "virtio-blk: the guest's queue is broken ({why}); it is not served until the driver resets the disk"
-            );
-        }
-    }
-
-    fn interrupt(&mut self) {
-        if std::mem::take(&mut self.fresh)
-            && self.queue.needs_notification(self.memory.as_ref()).unwrap_or(true)
-        {
-            self.interrupt.queue(0);
-        }
+        let _ = self.ring.memory().write_obj(status as u8, status_at);
+        self.ring.give(head, used);
     }
 }
 
 impl Engine for BlkEngine {
     fn start(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { memory, queues, interrupt, features } = activation;
-        let mut queues = queues.into_iter();
-        let (Some((mut queue, kick)), None) = (queues.next(), queues.next()) else {
+        let mut queues = activation.queues.into_iter();
+        let (Some(queue), None) = (queues.next(), queues.next()) else {
             return Err(ActivateError::Driver("a disk has one queue".to_owned()));
         };
-        if !queue.ready() || !queue.is_valid(memory.as_ref()) {
-            return Err(ActivateError::Driver("the disk's queue is not set up".to_owned()));
-        }
-        queue.set_event_idx(features & bits(&[VIRTIO_RING_F_EVENT_IDX]) != 0);
-        self.active = Some(Active { memory, queue, kick, interrupt, features, broken: false, fresh: false });
+        let (memory, interrupt, features) = (&activation.memory, &activation.interrupt, activation.features);
+        let ring = Vring::new("virtio-blk", 0, memory, queue, interrupt, features)?;
+        self.active = Some(Active { ring, features });
         Ok(())
     }
 
@@ -339,7 +287,7 @@ impl Engine for BlkEngine {
             self.file.drain();
             self.collect_done(&mut active);
         }
-        active.interrupt();
+        active.ring.tell();
         self.active = Some(active);
     }
 
@@ -352,22 +300,23 @@ impl Engine for BlkEngine {
 
     fn sources<'a>(&'a self, into: &mut Vec<(BorrowedFd<'a>, PollFlags)>) {
         if let Some(active) = &self.active {
-            into.push((borrow(&active.kick), PollFlags::POLLIN));
+            into.push((borrow(active.ring.kick()), PollFlags::POLLIN));
         }
         into.extend(self.file.completions().map(|fd| (fd, PollFlags::POLLIN)));
     }
 
     fn turn(&mut self) -> Turn {
         let Some(mut active) = self.active.take() else { return Turn::Sleep };
-        // A nonblocking read of the counter; an empty one is an error that means nothing.
-        let _ = active.kick.read();
+        active.ring.heard();
         self.collect_done(&mut active);
         let stopped = self.take_chains(&mut active);
         self.file.push();
         self.collect_done(&mut active);
-        active.interrupt();
+        active.ring.tell();
         self.active = Some(active);
         match stopped {
+            // The kernel had no resources for what was submitted; nothing but asking again will tell when it has.
+            _ if self.file.is_behind() => Turn::Again,
             Stopped::Empty => Turn::Sleep,
             Stopped::Budget => Turn::Again,
             // Done already when there is no ring to wait for.

@@ -9,13 +9,13 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::{Just, Strategy, any, prop};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Blk, BlkConfig, bits};
+use super::{Blk, BlkConfig};
 use crate::backend::file::DiskFile;
 use crate::virtio::testing::{
     BUFFERS, Counter, INDIRECT, MEMORY, NEXT, Piece, Ring, WRITE, activation, memory,
 };
 use crate::virtio::worker::unconfined;
-use crate::virtio::{Memory, VirtioDevice};
+use crate::virtio::{Memory, VirtioDevice, bits};
 
 const HEADER: u64 = BUFFERS;
 const STATUS: u64 = BUFFERS + 0x100;
