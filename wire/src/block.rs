@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub struct EnsureDisk {
     /// Which disk.
     pub id: DiskId,
-    /// Size in bytes, a multiple of 512.
+    /// Size in bytes, a multiple of 512. For [`DiskSource::Files`] a minimum, 0 for what the files need.
     pub bytes: u64,
     /// What it holds when it is first made.
     pub source: DiskSource,
