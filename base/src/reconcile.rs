@@ -65,7 +65,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn failed_runs_are_repeated_and_nudges_wake() {
         let (runs, nudge, shutdown) =
             (Arc::new(AtomicU32::new(0)), Nudge::default(), CancellationToken::new());
@@ -77,17 +77,17 @@ mod tests {
             shutdown.clone(),
             move || {
                 let run = counter.fetch_add(1, Ordering::SeqCst);
-                async move { if run < 1 { Err("not yet") } else { Ok(()) } }
+                async move { if run < 2 { Err("not yet") } else { Ok(()) } }
             },
         ));
         let settled = async |wanted: u32| {
             while runs.load(Ordering::SeqCst) < wanted {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        settled(2).await; // a failure, then success, by backoff alone
+        settled(3).await; // two failures, then success, by backoff alone
         nudge.nudge();
-        tokio::time::timeout(Duration::from_secs(60), settled(3)).await.expect("the nudge beats the timer");
+        tokio::time::timeout(Duration::from_secs(60), settled(4)).await.expect("the nudge beats the timer");
         shutdown.cancel();
         driver.await.unwrap();
     }

@@ -270,6 +270,7 @@ async fn version(query: &impl Query, component: &str) -> Result<i64, StoreError>
     row.map_or(Ok(0), |row| row.int("version"))
 }
 
+#[cfg(any(test, feature = "test-engines"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;

@@ -13,28 +13,8 @@ pub struct TestStore {
     pub store: Store,
     /// Its URL, for opening it a second time.
     pub url: String,
-    // Fields drop in this order: the server before its folder.
+    _dir: tempfile::TempDir,
     _server: Option<Server>,
-    _dir: Folder,
-}
-
-/// A folder that goes away with its test. Always compiled, with nothing but the standard library, so that tests and
-/// daemons share one build of this crate.
-struct Folder(PathBuf);
-
-impl Folder {
-    #[allow(clippy::expect_used)]
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("ferro-store-{}", uuid::Uuid::new_v4().simple()));
-        std::fs::create_dir(&path).expect("a temporary folder");
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 // With a Drop of its own, an `async move` block that only uses `db.store` still owns the whole, folder and server
@@ -49,8 +29,8 @@ impl Drop for TestStore {
 /// When it cannot be made.
 #[allow(clippy::expect_used)]
 pub async fn sqlite() -> TestStore {
-    let dir = Folder::new();
-    let url = format!("sqlite://{}", dir.0.join("test.db").display());
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let url = format!("sqlite://{}", dir.path().join("test.db").display());
     let store = Store::open(&url).await.expect("SQLite opens");
     TestStore { store, url, _dir: dir, _server: None }
 }
@@ -61,9 +41,9 @@ pub async fn sqlite() -> TestStore {
 /// When PostgreSQL is not installed (Debian: `postgresql`) or does not start.
 #[allow(clippy::expect_used)]
 pub async fn postgres() -> TestStore {
-    let dir = Folder::new();
-    let server = Server::start(&dir.0);
-    let url = format!("postgres://ferro@localhost/postgres?host={}", &dir.0.display());
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let server = Server::start(dir.path());
+    let url = format!("postgres://ferro@localhost/postgres?host={}", dir.path().display());
     let store = Store::open(&url).await.expect("PostgreSQL answers");
     TestStore { store, url, _dir: dir, _server: Some(server) }
 }

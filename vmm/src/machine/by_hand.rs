@@ -108,7 +108,8 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     };
     let mut built = build(setup)?;
     let plugged = |error| RunError::Build(BuildError::Device(error));
-    // ENTROPY
+    let (role, device) = devices::entropy().map_err(plugged)?;
+    built.slots().plug(role, device, false).map_err(plugged)?;
     for (index, name) in (0u8..).zip(&args.taps) {
         let tap = open_tap(name)?;
         let (role, device) =

@@ -5,6 +5,7 @@ use crate::backend::file::DiskFile;
 use crate::jail::{ThreadKind, confine};
 use crate::virtio::VirtioDevice;
 use crate::virtio::blk::{Blk, BlkConfig};
+use crate::virtio::rng::Rng;
 use crate::virtio::worker::Confine;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -16,6 +17,16 @@ pub type Made = (Role, Box<dyn VirtioDevice>);
 /// Locks a worker in.
 fn worker() -> Confine {
     Box::new(|| confine(ThreadKind::Worker))
+}
+
+/// The entropy device.
+///
+/// # Errors
+/// When there is no thread for it.
+pub fn entropy() -> Result<Made, PlugError> {
+    let device =
+        Rng::new(worker()).map_err(|source| PlugError::Host { what: "entropy device".into(), source })?;
+    Ok((Role::Rng, Box::new(device)))
 }
 
 /// A disk on a raw file.

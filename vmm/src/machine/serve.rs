@@ -138,7 +138,8 @@ fn serve(
     };
     let mut built = build(setup)?;
     let plugged = |error| ServeError::Build(BuildError::Device(error));
-    // ENTROPY
+    let (role, device) = devices::entropy().map_err(plugged)?;
+    built.slots().plug(role, device, false).map_err(plugged)?;
     for nic in &config.nics {
         let tap = descriptors.take(nic.fd)?;
         let (role, device) = devices::nic(nic.port, tap, nic.mac, nic.mtu).map_err(plugged)?;

@@ -1,0 +1,412 @@
+//! Machines with tiny guests, through `vmm serve` as `hostd` starts it: jailed, filtered, with descriptors only.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::asm::{Asm, DATA, printed};
+use common::{Guest, Plan, file, kvm};
+use std::os::fd::AsFd;
+use std::time::Duration;
+use wire::MiB;
+use wire::machine::{EndReason, MachineCall, MachineReply, MachineState};
+
+/// First slot of disks.
+const DISK_SLOT: u8 = 10;
+
+fn end_of(asm: Asm) -> (EndReason, String) {
+    let mut guest = Guest::start(Plan::new(asm.elf()));
+    let (status, end) = guest.wait_end();
+    let end = end.unwrap_or_else(|| panic!("nothing recorded, {status}: {}", guest.log()));
+    assert_eq!(status.code(), Some(i32::from(end.reason.exit_code())), "{end:?}");
+    (end.reason, guest.console())
+}
+
+#[test]
+fn each_end_is_told_from_the_others() {
+    if !kvm() {
+        return;
+    }
+    let hello = || Asm::new().print("hi\n");
+    let cases = [
+        (hello().power_off(), EndReason::PowerOff),
+        (hello().out8(0x64, 0xfe).stop(), EndReason::Reset),
+        (hello().out8(0xcf9, 6).stop(), EndReason::Reset),
+        (hello().raw(&[0x0f, 0x0b]), EndReason::TripleFault),
+    ];
+    for (asm, reason) in cases {
+        assert_eq!(end_of(asm), (reason, "hi\n".to_owned()));
+    }
+}
+
+#[test]
+fn nobody_s_ports_and_memory_read_as_all_ones() {
+    if !kvm() {
+        return;
+    }
+    let asm = Asm::new().in32(0x70).print_eax().read32(0xd000_0000).print_eax().write32(0xd000_0000, 1);
+    // Sleep control with another type than S5, and without the enable bit, does nothing.
+    let asm = asm.out8(0x600, (1 << 2) | 0x20).out8(0x600, 5 << 2).in32(0x600).print_eax().power_off();
+    let ones = printed(u32::MAX);
+    assert_eq!(end_of(asm), (EndReason::PowerOff, ones.repeat(3)));
+}
+
+#[test]
+fn pci_is_enumerated_both_ways_and_bars_move() {
+    if !kvm() {
+        return;
+    }
+    let ecam = |slot: u32, register: u32| 0xe000_0000 + (slot << 15) + register;
+    let asm = Asm::new()
+        .pci_read(0, 0)
+        .print_eax()
+        .pci_read(DISK_SLOT, 0)
+        .print_eax()
+        .read32(ecam(DISK_SLOT.into(), 0))
+        .print_eax()
+        .pci_read(DISK_SLOT + 1, 0)
+        .print_eax()
+        // Sizing, then another place, and the number of queues read there.
+        .pci_write(DISK_SLOT, 0x10, u32::MAX)
+        .pci_read(DISK_SLOT, 0x10)
+        .print_eax()
+        .pci_write(DISK_SLOT, 0x10, 0xd400_0000)
+        .pci_write(DISK_SLOT, 0x04, 2)
+        .raw(&[0x31, 0xc0, 0x66, 0xa1])
+        .raw(&0xd400_0012u32.to_le_bytes())
+        .print_eax()
+        .power_off();
+    let mut plan = Plan::new(asm.elf());
+    plan.disks.push(("root".into(), file(&[0; 4096]), false));
+    let mut guest = Guest::start(plan);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff);
+    let disk = 0x1042_1af4;
+    let words = [0x0d57_8086, disk, disk, u32::MAX, 0xffff_c000, 1];
+    assert_eq!(guest.console(), words.map(printed).concat());
+}
+
+#[test]
+fn pause_stops_the_guest_and_resume_lets_it_go_on() {
+    if !kvm() {
+        return;
+    }
+    let asm = Asm::new();
+    let start = asm.here();
+    let guest = Guest::start(Plan::new(asm.print(".").jump(start).elf()));
+    let grown = |than: usize| {
+        let until = std::time::Instant::now() + common::LONGEST;
+        while guest.console().len() <= than {
+            assert!(std::time::Instant::now() < until, "the guest does not run");
+        }
+    };
+    grown(0);
+    for _ in 0..3 {
+        guest.done(&MachineCall::Pause);
+        guest.done(&MachineCall::Pause);
+        assert_eq!(guest.status().state, MachineState::Paused);
+        let length = guest.console().len();
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(guest.console().len(), length, "the guest ran while paused");
+        guest.done(&MachineCall::Resume);
+        grown(length);
+    }
+    guest.done(&MachineCall::Stop);
+    let mut guest = guest;
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::Stopped);
+}
+
+#[test]
+fn the_power_button_reaches_the_guest_and_the_status() {
+    if !kvm() {
+        return;
+    }
+    let asm = Asm::new().print("ready").until(1, |asm| asm.in32(0x610)).print("pressed").power_off();
+    let mut guest = Guest::start(Plan::new(asm.elf()));
+    guest.wait_console("ready");
+    let before = guest.status();
+    guest.done(&MachineCall::PowerButton);
+    let (_, end) = guest.wait_end();
+    assert_eq!(end.unwrap().reason, EndReason::PowerOff);
+    assert_eq!((before.power_button_presses, guest.console().as_str()), (0, "readypressed"));
+}
+
+#[test]
+fn a_disk_comes_and_goes_while_the_guest_runs() {
+    if !kvm() {
+        return;
+    }
+    let asm = Asm::new()
+        .print("ready")
+        .until(2, |asm| asm.in32(0x610))
+        .in32(0x614)
+        .print_eax()
+        .pci_read(DISK_SLOT, 0)
+        .print_eax()
+        .print("plugged")
+        .until(2, |asm| asm.in32(0x610))
+        .in32(0x618)
+        .print_eax()
+        .out32(0x61c, 1 << DISK_SLOT)
+        .print("ejected");
+    // Wait until it is really gone.
+    let asm = asm.until(1, |asm| asm.pci_read(DISK_SLOT, 0)).print("gone").stop();
+    let mut guest = Guest::start(Plan::new(asm.elf()));
+    guest.wait_console("ready");
+    let disk = file(&[0; 8192]);
+    let plug = |key: &str| MachineCall::PlugDisk { key: key.into(), read_only: false, serial: "s".into() };
+    let refused = guest.call(&plug("volume"));
+    assert!(
+        matches!(&refused, MachineReply::Refused(why) if why.message.contains("descriptor")),
+        "{refused:?}"
+    );
+    for _ in 0..2 {
+        assert_eq!(guest.call_with(&plug("volume"), Some(disk.as_fd())), MachineReply::Done);
+    }
+    guest.wait_console("plugged");
+    let status = guest.status();
+    assert_eq!((status.disks.len(), status.disks[0].bytes, status.disks[0].unplugging), (1, 8192, false));
+    guest.done(&MachineCall::UnplugDisk { key: "other".into() });
+    guest.done(&MachineCall::UnplugDisk { key: "volume".into() });
+    let status = guest.wait_status(|status| status.disks.is_empty());
+    assert!(status.sequence > 0);
+    guest.wait_console("gone");
+    let bit = printed(1 << DISK_SLOT);
+    let text = ["ready", &bit, &printed(0x1042_1af4), "plugged", &bit, "ejected", "gone"].concat();
+    assert_eq!(guest.console(), text);
+}
+
+/// BAR of the first disk, where the machine puts it.
+const BAR: u32 = 0xc000_0000 + 10 * 0x4000;
+
+/// BAR and slot of the entropy device.
+const RNG_SLOT: u8 = 1;
+const RNG_BAR: u32 = 0xc000_0000 + 0x4000;
+
+/// Brings the first disk up to `DRIVER_OK` with one queue of 8 at fixed places: descriptors, available, used.
+fn start_disk(asm: Asm) -> Asm {
+    start_device(asm, DISK_SLOT, BAR)
+}
+
+fn start_device(asm: Asm, slot: u8, bar: u32) -> Asm {
+    asm.pci_write(slot, 0x04, 6)
+        .write8(bar + 0x14, 1)
+        .write8(bar + 0x14, 3)
+        .write32(bar + 0x08, 1)
+        .write32(bar + 0x0c, 1)
+        .write8(bar + 0x14, 11)
+        .write16(bar + 0x16, 0)
+        .write16(bar + 0x18, 8)
+        .write32(bar + 0x20, DATA)
+        .write32(bar + 0x28, DATA + 0x1000)
+        .write32(bar + 0x30, DATA + 0x2000)
+        .write16(bar + 0x1a, 0)
+        .write16(bar + 0x1c, 1)
+        .write8(bar + 0x14, 15)
+}
+
+/// Offers a read of one sector into `DATA + 0x4000`, with its status byte behind it, and kicks.
+fn read_sector(asm: Asm, sector: u32) -> Asm {
+    let descriptor = |asm: Asm, index: u32, address: u32, length: u32, flags: u32| {
+        let at = DATA + index * 16;
+        asm.write32(at, address).write32(at + 8, length).write32(at + 12, flags | ((index + 1) << 16))
+    };
+    let asm = asm.write32(DATA + 0x3000, 0).write32(DATA + 0x3008, sector).write8(DATA + 0x4200, 0xff);
+    let asm = descriptor(asm, 0, DATA + 0x3000, 16, 1);
+    let asm = descriptor(asm, 1, DATA + 0x4000, 512, 3);
+    descriptor(asm, 2, DATA + 0x4200, 1, 2).write32(DATA + 0x1000, 1 << 16).write16(BAR + 0x2000, 0)
+}
+
+#[test]
+fn a_guest_reads_its_disk_over_pci() {
+    if !kvm() {
+        return;
+    }
+    let asm = read_sector(start_disk(Asm::new()), 1);
+    let asm = asm
+        .until(0xffff_0000, |asm| asm.read32(DATA + 0x2000))
+        .read8(DATA + 0x4200)
+        .raw(&[0x04, b'0'])
+        .put_al();
+    let mut asm = asm;
+    for byte in 0..6 {
+        asm = asm.read8(DATA + 0x4000 + byte).put_al();
+    }
+    // Reset by the driver, waiting until it is done, and no answer while the device is idle.
+    let asm = asm.write8(BAR + 0x14, 0);
+    let asm = {
+        let start = asm.here();
+        let asm = asm.read8(BAR + 0x14).raw(&[0x84, 0xc0]);
+        let next = asm.here() + 6;
+        asm.raw(&[0x0f, 0x85]).raw(&start.wrapping_sub(next).to_le_bytes())
+    };
+    let mut content = vec![0u8; 4096];
+    content[512..518].copy_from_slice(b"sector");
+    let mut plan = Plan::new(asm.print("reset").power_off().elf());
+    plan.disks.push(("root".into(), file(&content), true));
+    let mut guest = Guest::start(plan);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff);
+    assert_eq!(guest.console(), "0sectorreset");
+}
+
+#[test]
+fn a_guest_gets_entropy() {
+    if !kvm() {
+        return;
+    }
+    let asm = start_device(Asm::new(), RNG_SLOT, RNG_BAR);
+    let asm = asm.write32(DATA, DATA + 0x4000).write32(DATA + 8, 32).write32(DATA + 12, 2);
+    let asm = asm.write32(DATA + 0x1000, 1 << 16).write16(RNG_BAR + 0x2000, 0);
+    let mut asm = asm.until(0xffff_0000, |asm| asm.read32(DATA + 0x2000)).read32(DATA + 0x2008).print_eax();
+    for word in 0..8 {
+        asm = asm.read32(DATA + 0x4000 + 4 * word).print_eax();
+    }
+    let elf = asm.power_off().elf();
+    let run = || {
+        let mut guest = Guest::start(Plan::new(elf.clone()));
+        assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff, "{}", guest.log());
+        guest.console()
+    };
+    let (one, two) = (run(), run());
+    assert_eq!((one.len(), &one[..8]), (72, printed(32).as_str()));
+    assert_ne!(one[8..], two[8..]);
+}
+
+#[test]
+fn msi_x_interrupts_arrive() {
+    if !kvm() {
+        return;
+    }
+    const IDT: u32 = DATA + 0x8000;
+    const LAPIC: u32 = 0xfee0_0000;
+    const VECTOR: u32 = 0x40;
+    // The handler comes first, behind a jump. It does not return: an emulating host cannot do that.
+    let asm = Asm::new();
+    let handler = asm.here() + 5;
+    let body = |asm: Asm| asm.write32(LAPIC + 0xb0, 0).print("interrupt").power_off();
+    let length = body(Asm::new()).here() - Asm::new().here();
+    let asm = body(asm.jump(handler + length));
+    let asm = asm
+        .write32(IDT + VECTOR * 8, (handler & 0xffff) | (0x10 << 16))
+        .write32(IDT + VECTOR * 8 + 4, (handler & 0xffff_0000) | 0x8e00)
+        .write32(DATA + 0x7000, 0x7ff | ((IDT & 0xffff) << 16))
+        .write32(DATA + 0x7004, IDT >> 16)
+        .raw(&[0x0f, 0x01, 0x1d])
+        .raw(&(DATA + 0x7000).to_le_bytes())
+        .write32(LAPIC + 0xf0, 0x1ff);
+    // Vector 0 of the disk: its message, unmasked; then MSI-X on.
+    let asm = asm.pci_write(DISK_SLOT, 0x04, 6).write32(BAR + 0x1000, LAPIC).write32(BAR + 0x1004, 0);
+    let asm =
+        asm.write32(BAR + 0x1008, VECTOR).write32(BAR + 0x100c, 0).pci_write(DISK_SLOT, 0x40, 0x8000_0000);
+    let asm = read_sector(start_disk(asm), 0);
+    // sti; hlt: only an interrupt gets past.
+    let asm = asm.print("wait ").raw(&[0xfb, 0xf4, 0xfa]).print("passed").power_off();
+    let mut plan = Plan::new(asm.elf());
+    plan.disks.push(("root".into(), file(&[0; 4096]), false));
+    let mut guest = Guest::start(plan);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff);
+    assert_eq!(guest.console(), "wait interrupt");
+}
+
+#[test]
+fn hostile_register_writes_do_no_harm() {
+    if !kvm() {
+        return;
+    }
+    let mut asm = Asm::new().pci_write(DISK_SLOT, 0x04, 6);
+    for (offset, value) in [(0x16u32, 0xffff_u32), (0x1c, 1), (0x18, 0xffff), (0x1a, 0xfffe), (0x10, 0xfffe)]
+    {
+        asm = asm.write32(BAR + offset, value).write16(BAR + offset, 0xffff).write8(BAR + offset, 0xff);
+    }
+    for offset in [0x00u32, 0x3c, 0x100, 0x1fc, 0xffc, 0x17fc, 0x1ffc, 0x2ffc, 0x3ffc] {
+        asm = asm.write32(BAR + offset, u32::MAX).read32(BAR + offset);
+    }
+    // A queue outside of memory, then DRIVER_OK: the device asks for a reset (0x40) instead of working.
+    let asm = start_disk(
+        asm.write8(BAR + 0x14, 0)
+            .until(0xff, |asm| asm.read8(BAR + 0x14).raw(&[0x3c, 0x00, 0x0f, 0x94, 0xc0])),
+    );
+    let asm = asm
+        .write8(BAR + 0x14, 0)
+        .until(0xff, |asm| asm.read8(BAR + 0x14).raw(&[0x3c, 0x00, 0x0f, 0x94, 0xc0]));
+    let asm = asm
+        .write8(BAR + 0x14, 3)
+        .write32(BAR + 0x08, 1)
+        .write32(BAR + 0x0c, 1)
+        .write8(BAR + 0x14, 11)
+        .write16(BAR + 0x16, 0)
+        .write32(BAR + 0x20, 0xfff0_0000)
+        .write16(BAR + 0x1c, 1)
+        .write8(BAR + 0x14, 15)
+        .until(0x40, |asm| asm.raw(&[0x31, 0xc0]).read8(BAR + 0x14))
+        .print("refused")
+        .power_off();
+    let mut plan = Plan::new(asm.elf());
+    plan.disks.push(("root".into(), file(&[0; 4096]), false));
+    let mut guest = Guest::start(plan);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff, "{}", guest.log());
+    assert_eq!(guest.console(), "refused");
+    assert!(guest.log().contains("not inside guest memory"), "{}", guest.log());
+}
+
+#[test]
+fn the_machine_s_process_owns_nothing() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::start(Plan::new(Asm::new().print("up").stop().elf()));
+    guest.wait_console("up");
+    // Answered by the driver thread once it is confined.
+    guest.status();
+    let pid = guest.machine_pid();
+    for process in [pid, guest.child.id().try_into().unwrap()] {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let uid = guest.uid.to_string();
+        assert_eq!(field("Uid:"), [uid.as_str(); 4]);
+        assert_eq!(
+            (field("CapEff:"), field("NoNewPrivs:")),
+            (vec!["0000000000000000".into()], vec!["1".into()])
+        );
+    }
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        assert!(status.contains("Seccomp:\t2"), "{status}");
+    }
+    let entries = std::fs::read_dir(format!("/proc/{pid}/root/")).map(Iterator::count);
+    assert!(matches!(entries, Ok(0)), "{entries:?}; {}", guest.log());
+    // Killing what hostd knows kills the machine.
+    guest.child.kill().unwrap();
+    let until = std::time::Instant::now() + common::LONGEST;
+    let gone = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    };
+    while !gone() {
+        assert!(std::time::Instant::now() < until, "the machine outlives its keeper");
+    }
+}
+
+#[test]
+fn a_wrong_start_says_why_and_records_it() {
+    if !kvm() {
+        return;
+    }
+    let broken = |change: fn(&mut Plan), words: &str| {
+        let mut plan = Plan::new(Asm::new().stop().elf());
+        change(&mut plan);
+        let mut guest = Guest::start(plan);
+        let (status, end) = guest.wait_end();
+        let end = end.unwrap();
+        assert_eq!((status.code(), end.reason), (Some(1), EndReason::NotStarted));
+        assert!(end.detail.contains(words) && guest.log().contains(words), "{end:?}");
+    };
+    broken(|plan| plan.kernel = b"#!/bin/sh".to_vec(), "neither a bzImage nor");
+    broken(|plan| plan.vcpus = 0, "1 to 64");
+    broken(|plan| plan.memory = MiB(1), "32 to 1048576 MiB");
+    broken(|plan| plan.command_line = "x".repeat(4000), "at most 2047");
+    broken(|plan| plan.initrd = Some(vec![0; 100 << 20]), "initrd does not fit");
+    broken(|plan| plan.disks = vec![("".into(), file(b"x"), false)], "1 to 128 bytes");
+}
