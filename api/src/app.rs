@@ -47,6 +47,10 @@ pub struct Wake {
     pub power: Nudge,
     /// The host's inventory.
     pub placement: Nudge,
+    /// Notices changes of identity by other processes.
+    pub identity: Nudge,
+    /// Turns token keys over.
+    pub token_keys: Nudge,
     /// Volumes and snapshots without an owner are collected.
     pub volume: Nudge,
 }

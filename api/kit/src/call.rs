@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Method, Uri};
 use serde_json::Value;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Values of the path template's `{names}`, percent-decoded.
@@ -106,7 +106,8 @@ pub struct Call<S> {
     /// The operation.
     pub op: Arc<Operation<S>>,
     pub(crate) service: Arc<Mounted<S>>,
-    pub(crate) stream: Option<Body>,
+    // In a mutex only to make the call shareable: a body by itself is not.
+    pub(crate) stream: Mutex<Option<Body>>,
     pub(crate) enforced: Arc<AtomicBool>,
 }
 
@@ -171,7 +172,8 @@ impl<S> Call<S> {
     }
 
     /// The body of an operation declared with `streams()`. A second take gives an empty one.
-    pub fn take_stream(&mut self) -> Body {
-        self.stream.take().unwrap_or_else(Body::empty)
+    pub fn take_stream(&self) -> Body {
+        let taken = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        taken.unwrap_or_else(Body::empty)
     }
 }

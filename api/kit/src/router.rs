@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How the connection came in; the listener puts it into the request's extensions.
@@ -421,7 +421,7 @@ impl<S: Send + Sync + 'static> Router<S> {
             peer: connection.peer,
             op: operation,
             service: service.clone(),
-            stream: body,
+            stream: Mutex::new(body),
             enforced: enforced.clone(),
         };
         let reply = handler(call).await?;
