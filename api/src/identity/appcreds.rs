@@ -25,9 +25,7 @@ pub async fn granted(query: &impl Query, id: &str) -> Result<Option<BTreeSet<Str
     }
     let body: Entity = row.json("body")?;
     let roles = body.get("roles").and_then(Value::as_array);
-    Ok(Some(
-        roles.into_iter().flatten().filter_map(|role| role["id"].as_str()).map(str::to_owned).collect(),
-    ))
+    Ok(Some(roles.into_iter().flatten().filter_map(|role| role["id"].as_str()).map(str::to_owned).collect()))
 }
 
 /// The project of a credential.
@@ -51,7 +49,8 @@ pub async fn prove(app: &App, given: &Value) -> Result<Proof, Fault> {
         }
         (None, Some(name)) => match auth::find_user(app, &given["user"]).await? {
             Some((user, _)) => {
-                let sql = "SELECT id, user_id, secret FROM identity_appcreds WHERE user_id = $1 AND name = $2";
+                let sql =
+                    "SELECT id, user_id, secret FROM identity_appcreds WHERE user_id = $1 AND name = $2";
                 app.store.row(sql, args![user, name]).await?
             }
             None => None,
@@ -101,7 +100,7 @@ fn shown(call: &Call<App>, mut body: Entity) -> Value {
     Value::Object(body)
 }
 
-fn own<'a>(call: &'a Call<App>) -> Result<&'a str, Fault> {
+fn own(call: &Call<App>) -> Result<&str, Fault> {
     let user = call.path("id");
     call.enforce(&Target::new().with("target.user.id", user))?;
     Ok(user)
@@ -161,7 +160,9 @@ pub async fn create(call: Call<App>) -> Outcome {
             for role in asked {
                 let found = has.iter().find(|(id, name)| role["id"] == **id || role["name"] == **name);
                 let found = found.ok_or_else(|| {
-                    Fault::bad_request("Invalid application credential: the user does not have one of the roles.")
+                    Fault::bad_request(
+                        "Invalid application credential: the user does not have one of the roles.",
+                    )
                 })?;
                 roles.push(found.clone());
             }
@@ -221,7 +222,8 @@ pub async fn show(call: Call<App>) -> Outcome {
     let user = own(&call)?;
     let id = call.path("credential_id");
     let body = find(&call.app, id).await?.filter(|body| text(body, "user_id") == user);
-    let body = body.ok_or_else(|| Fault::not_found(format!("Could not find Application Credential: {id}.")))?;
+    let body =
+        body.ok_or_else(|| Fault::not_found(format!("Could not find Application Credential: {id}.")))?;
     Ok(Reply::json(200, json!({"application_credential": shown(&call, body)})))
 }
 

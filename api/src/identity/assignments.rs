@@ -121,7 +121,9 @@ pub async fn check(call: Call<App>) -> Outcome {
 }
 
 fn not_assigned(role: &str) -> Fault {
-    Fault::not_found(format!("Could not find role assignment with role: {role}, user or group, project, domain or system."))
+    Fault::not_found(format!(
+        "Could not find role assignment with role: {role}, user or group, project, domain or system."
+    ))
 }
 
 /// DELETE .../roles/ROLE
@@ -163,9 +165,8 @@ pub async fn list(call: Call<App>) -> Outcome {
     if query.has("user.id") && query.has("group.id") {
         return Err(Fault::bad_request("Specify a user or group, not both"));
     }
-    let mut select = Where::new(
-        "SELECT actor_kind, actor_id, target_kind, target_id, role_id FROM identity_assignments",
-    );
+    let mut select =
+        Where::new("SELECT actor_kind, actor_id, target_kind, target_id, role_id FROM identity_assignments");
     let pairs: [(&str, &'static str, &'static str); 4] = [
         ("user.id", "(actor_kind = 'user' AND actor_id = ?)", "user"),
         ("group.id", "(actor_kind = 'group' AND actor_id = ?)", "group"),
@@ -221,10 +222,7 @@ pub async fn list(call: Call<App>) -> Outcome {
 }
 
 /// Groups become their members, roles bring the implied ones.
-async fn expanded(
-    call: &Call<App>,
-    found: BTreeSet<[String; 5]>,
-) -> Result<BTreeSet<[String; 5]>, Fault> {
+async fn expanded(call: &Call<App>, found: BTreeSet<[String; 5]>) -> Result<BTreeSet<[String; 5]>, Fault> {
     let store = &call.app.store;
     let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for row in store.rows("SELECT group_id, user_id FROM identity_members", args![]).await? {
@@ -244,7 +242,8 @@ async fn expanded(
         };
         for user in users {
             for role in implied.get(&role).into_iter().flatten() {
-                let row = ["user".to_owned(), user.clone(), target_kind.clone(), target.clone(), role.clone()];
+                let row =
+                    ["user".to_owned(), user.clone(), target_kind.clone(), target.clone(), role.clone()];
                 out.insert(row);
             }
         }
@@ -258,8 +257,7 @@ async fn names(call: &Call<App>) -> Result<BTreeMap<String, Value>, Fault> {
     let mut domains = BTreeMap::new();
     for kind in [&DOMAINS, &USERS, &GROUPS, &PROJECTS, &ROLES] as [&Kind; 5] {
         for entity in kind.rows(&call.app.store, Where::new(kind.select)).await? {
-            let (id, name, domain) =
-                (text(&entity, "id"), text(&entity, "name"), text(&entity, "domain_id"));
+            let (id, name, domain) = (text(&entity, "id"), text(&entity, "name"), text(&entity, "domain_id"));
             if kind.one == "domain" {
                 domains.insert(id.to_owned(), name.to_owned());
             }
@@ -340,7 +338,8 @@ pub async fn imply(call: Call<App>) -> Outcome {
         if caller::with_implied(&tx, BTreeSet::from([implied.to_owned()])).await?.contains(prior) {
             return Err(Fault::conflict("The role would imply itself."));
         }
-        let sql = "INSERT INTO identity_implied (prior_id, implied_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        let sql =
+            "INSERT INTO identity_implied (prior_id, implied_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
         tx.exec(sql, args![prior, implied]).await?;
         Ok(())
     })

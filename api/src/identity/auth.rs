@@ -111,7 +111,9 @@ async fn by_token(app: &App, given: &Value) -> Result<Proof, Fault> {
     let token = Token::unseal(&app.identity.keys(), text).ok_or_else(Fault::unauthorized)?;
     if token.appcred.is_some() {
         // It is good for what it was made for, and may not be turned into more.
-        return Err(Fault::forbidden("Using method 'application_credential' is not allowed for managing tokens."));
+        return Err(Fault::forbidden(
+            "Using method 'application_credential' is not allowed for managing tokens.",
+        ));
     }
     Ok(Proof {
         user: token.user,
@@ -176,12 +178,8 @@ async fn shown(app: &App, caller: &Caller, with_catalog: bool) -> Result<Value, 
     } else {
         return Ok(json!({"token": token}));
     }
-    token["roles"] = caller
-        .role_ids
-        .iter()
-        .zip(&caller.roles)
-        .map(|(id, name)| json!({"id": id, "name": name}))
-        .collect();
+    token["roles"] =
+        caller.role_ids.iter().zip(&caller.roles).map(|(id, name)| json!({"id": id, "name": name})).collect();
     if let Some(id) = &caller.application_credential_id {
         token["application_credential"] = appcreds::shown_in_token(app, id).await?;
     }
@@ -217,9 +215,7 @@ async fn subject(call: &Call<App>) -> Result<std::sync::Arc<Caller>, Fault> {
 pub async fn validate(call: Call<App>) -> Outcome {
     let subject = subject(&call).await?;
     let body = shown(&call.app, &subject, !call.query.has("nocatalog")).await?;
-    Ok(Reply::json(200, body)
-        .header("x-subject-token", &subject.token)
-        .header("vary", "X-Auth-Token"))
+    Ok(Reply::json(200, body).header("x-subject-token", &subject.token).header("vary", "X-Auth-Token"))
 }
 
 /// DELETE /auth/tokens

@@ -1,7 +1,9 @@
 //! What identity has on a new cloud: the default domain, projects, roles, users and the catalog. Running it again
 //! changes nothing but what is missing (and the catalog's URLs when the cloud's address changed).
 
-use super::entity::{DOMAINS, ENDPOINTS, Entity, Kind, PROJECTS, REGIONS, ROLES, SERVICES, USERS, new_id, text};
+use super::entity::{
+    DOMAINS, ENDPOINTS, Entity, Kind, PROJECTS, REGIONS, ROLES, SERVICES, USERS, new_id, text,
+};
 use super::state::change;
 use crate::app::App;
 use api_kit::{Caller, Fault};
@@ -149,10 +151,8 @@ async fn grant(tx: &Tx, user: &str, (kind, target): (&str, &str), role: &str) ->
 }
 
 async fn catalog(tx: &Tx, url: &str, region: &str, listed: &Listed) -> Result<(), Fault> {
-    let found = (
-        "SELECT id FROM identity_services WHERE type = $1 AND name = $2",
-        args![listed.kind, listed.name],
-    );
+    let found =
+        ("SELECT id FROM identity_services WHERE type = $1 AND name = $2", args![listed.kind, listed.name]);
     let entity = json!({"type": listed.kind, "name": listed.name, "enabled": true, "description": ""});
     let (service, _) = ensure(tx, &SERVICES, found, entity).await?;
     let wanted = format!("{url}{}", listed.path);

@@ -190,10 +190,7 @@ pub async fn with_implied(
     Ok(ids)
 }
 
-async fn named(
-    query: &impl Query,
-    ids: BTreeSet<String>,
-) -> Result<Vec<(String, String)>, StoreError> {
+async fn named(query: &impl Query, ids: BTreeSet<String>) -> Result<Vec<(String, String)>, StoreError> {
     let mut select = base::store::Where::new(ROLES.select);
     select.and_in("id", ids.iter().map(Into::into));
     let mut out: Vec<(String, String)> = ROLES
@@ -223,11 +220,7 @@ pub struct Proof {
 ///
 /// # Errors
 /// When the store or the kernel's random numbers do not answer.
-pub async fn issue(
-    app: &App,
-    proof: &Proof,
-    scope: Scope,
-) -> Result<Option<(String, Arc<Caller>)>, Fault> {
+pub async fn issue(app: &App, proof: &Proof, scope: Scope) -> Result<Option<(String, Arc<Caller>)>, Fault> {
     let now = now_us();
     let mut methods = METHODS
         .iter()

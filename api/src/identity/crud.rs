@@ -42,10 +42,7 @@ pub fn listing(call: &Call<App>, kind: &Kind, rows: Vec<Entity>, next: Option<St
     let query = call.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let link = format!("{}{path}{query}", call.base);
     let rows: Vec<Value> = rows.into_iter().map(|row| shown(call, kind, row)).collect();
-    Ok(Reply::json(
-        200,
-        json!({kind.many: rows, "links": {"self": link, "previous": null, "next": next}}),
-    ))
+    Ok(Reply::json(200, json!({kind.many: rows, "links": {"self": link, "previous": null, "next": next}})))
 }
 
 /// Lists.
@@ -256,7 +253,9 @@ async fn references(kind: &Kind, tx: &Tx, entity: &Entity) -> Result<(), Fault> 
         "endpoint" => {
             let service = text(entity, "service_id");
             SERVICES.find(tx, service).await?.ok_or_else(|| {
-                Fault::bad_request(format!("The service {service} does not exist. Name one that 'service list' shows."))
+                Fault::bad_request(format!(
+                    "The service {service} does not exist. Name one that 'service list' shows."
+                ))
             })?;
             let region = text(entity, "region_id");
             if !region.is_empty() && REGIONS.find(tx, region).await?.is_none() {
@@ -422,4 +421,3 @@ async fn remove(kind: &Kind, tx: &Tx, id: &str) -> Result<(), Fault> {
     }
     kind.remove(tx, id).await
 }
-

@@ -3,8 +3,8 @@
 //! A resource is a JSON object as the API shows it, without links. Clients may add attributes of their own, which are
 //! kept, as upstream keeps them.
 
-use api_kit::{Dir, Fault, Filter, ListSpec, SortKey};
 use api_kit::list::Match;
+use api_kit::{Dir, Fault, Filter, ListSpec, SortKey};
 use base::args;
 use base::store::{Query, Row, StoreError, Tx, Value, Where};
 use serde_json::{Map, Value as Json};
@@ -63,48 +63,101 @@ const DOMAIN: Filter = Filter::new("domain_id", "domain_id", Match::Text);
 const ENABLED: Filter = Filter::new("enabled", "enabled", Match::Truth);
 
 kind!(
-    DOMAINS, "identity_domains", "domain", "domains", ["name", "enabled"],
+    DOMAINS,
+    "identity_domains",
+    "domain",
+    "domains",
+    ["name", "enabled"],
     "name, enabled, body) VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO UPDATE SET name = excluded.name, enabled = excluded.enabled, body = excluded.body",
-    [NAME, NAME_CONTAINS, NAME_STARTS, ENABLED], "name"
+    [NAME, NAME_CONTAINS, NAME_STARTS, ENABLED],
+    "name"
 );
 kind!(
-    PROJECTS, "identity_projects", "project", "projects", ["domain_id", "name", "parent_id", "enabled"],
+    PROJECTS,
+    "identity_projects",
+    "project",
+    "projects",
+    ["domain_id", "name", "parent_id", "enabled"],
     "domain_id, name, parent_id, enabled, body) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET name = excluded.name, enabled = excluded.enabled, body = excluded.body",
-    [NAME, NAME_CONTAINS, NAME_STARTS, DOMAIN, ENABLED, Filter::new("parent_id", "parent_id", Match::Text),
-     Filter::new("is_domain", "", Match::Handler), Filter::new("tags", "", Match::Handler),
-     Filter::new("tags-any", "", Match::Handler), Filter::new("not-tags", "", Match::Handler),
-     Filter::new("not-tags-any", "", Match::Handler)], "name"
+    [
+        NAME,
+        NAME_CONTAINS,
+        NAME_STARTS,
+        DOMAIN,
+        ENABLED,
+        Filter::new("parent_id", "parent_id", Match::Text),
+        Filter::new("is_domain", "", Match::Handler),
+        Filter::new("tags", "", Match::Handler),
+        Filter::new("tags-any", "", Match::Handler),
+        Filter::new("not-tags", "", Match::Handler),
+        Filter::new("not-tags-any", "", Match::Handler)
+    ],
+    "name"
 );
 kind!(
-    USERS, "identity_users", "user", "users", ["domain_id", "name", "enabled"],
+    USERS,
+    "identity_users",
+    "user",
+    "users",
+    ["domain_id", "name", "enabled"],
     "domain_id, name, enabled, body) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE SET name = excluded.name, enabled = excluded.enabled, body = excluded.body",
-    [NAME, NAME_CONTAINS, NAME_STARTS, DOMAIN, ENABLED], "name"
+    [NAME, NAME_CONTAINS, NAME_STARTS, DOMAIN, ENABLED],
+    "name"
 );
 kind!(
-    GROUPS, "identity_groups", "group", "groups", ["domain_id", "name"],
+    GROUPS,
+    "identity_groups",
+    "group",
+    "groups",
+    ["domain_id", "name"],
     "domain_id, name, body) VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO UPDATE SET name = excluded.name, body = excluded.body",
-    [NAME, NAME_CONTAINS, NAME_STARTS, DOMAIN], "name"
+    [NAME, NAME_CONTAINS, NAME_STARTS, DOMAIN],
+    "name"
 );
 kind!(
-    ROLES, "identity_roles", "role", "roles", ["domain_id", "name"],
+    ROLES,
+    "identity_roles",
+    "role",
+    "roles",
+    ["domain_id", "name"],
     "domain_id, name, body) VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO UPDATE SET name = excluded.name, body = excluded.body",
-    [NAME, NAME_CONTAINS, NAME_STARTS, Filter::new("domain_id", "", Match::Handler)], "name"
+    [NAME, NAME_CONTAINS, NAME_STARTS, Filter::new("domain_id", "", Match::Handler)],
+    "name"
 );
 kind!(
-    REGIONS, "identity_regions", "region", "regions", ["parent_region_id"],
+    REGIONS,
+    "identity_regions",
+    "region",
+    "regions",
+    ["parent_region_id"],
     "parent_region_id, body) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE SET parent_region_id = excluded.parent_region_id, body = excluded.body",
-    [Filter::new("parent_region_id", "parent_region_id", Match::Text)], "id"
+    [Filter::new("parent_region_id", "parent_region_id", Match::Text)],
+    "id"
 );
 kind!(
-    SERVICES, "identity_services", "service", "services", ["type", "name", "enabled"],
+    SERVICES,
+    "identity_services",
+    "service",
+    "services",
+    ["type", "name", "enabled"],
     "type, name, enabled, body) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE SET type = excluded.type, name = excluded.name, enabled = excluded.enabled, body = excluded.body",
-    [NAME, Filter::new("type", "type", Match::Text)], "type"
+    [NAME, Filter::new("type", "type", Match::Text)],
+    "type"
 );
 kind!(
-    ENDPOINTS, "identity_endpoints", "endpoint", "endpoints", ["service_id", "interface", "region_id", "enabled"],
+    ENDPOINTS,
+    "identity_endpoints",
+    "endpoint",
+    "endpoints",
+    ["service_id", "interface", "region_id", "enabled"],
     "service_id, interface, region_id, enabled, body) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET service_id = excluded.service_id, interface = excluded.interface, region_id = excluded.region_id, enabled = excluded.enabled, body = excluded.body",
-    [Filter::new("interface", "interface", Match::Text), Filter::new("service_id", "service_id", Match::Text),
-     Filter::new("region_id", "region_id", Match::Text), Filter::new("region", "region_id", Match::Text)], "interface"
+    [
+        Filter::new("interface", "interface", Match::Text),
+        Filter::new("service_id", "service_id", Match::Text),
+        Filter::new("region_id", "region_id", Match::Text),
+        Filter::new("region", "region_id", Match::Text)
+    ],
+    "interface"
 );
 
 impl Kind {
@@ -154,7 +207,9 @@ impl Kind {
             Ok(_) => Ok(()),
             Err(StoreError::Duplicate(_)) => Err(Fault::conflict(format!(
                 "Conflict occurred attempting to store {0} - it is not permitted to have two {1} with the same name in the same domain: {2}.",
-                self.one, self.many, text(entity, "name")
+                self.one,
+                self.many,
+                text(entity, "name")
             ))),
             Err(error) => Err(error.into()),
         }

@@ -20,7 +20,9 @@ const PURPOSE: &[u8] = b"ferrostack token v1";
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The folder or a file.
-    #[error("cannot use the token keys in {path}: {source}; the folder must be owned by the user that runs the API, with mode 0700")]
+    #[error(
+        "cannot use the token keys in {path}: {source}; the folder must be owned by the user that runs the API, with mode 0700"
+    )]
     Io {
         /// Which.
         path: PathBuf,
@@ -28,7 +30,9 @@ pub enum KeyError {
         source: std::io::Error,
     },
     /// A file does not hold a key.
-    #[error("{0} does not hold a token key of 32 bytes; restore it from a backup, or remove it (tokens that it sealed end)")]
+    #[error(
+        "{0} does not hold a token key of 32 bytes; restore it from a backup, or remove it (tokens that it sealed end)"
+    )]
     Broken(PathBuf),
     /// The kernel gave no random bytes.
     #[error("the kernel gives no random bytes: {0}")]
@@ -103,8 +107,7 @@ impl Keys {
         // A key sealed until its successor was made.
         for (path, successor) in all.values().zip(all.values().skip(1)) {
             if age(successor)? > token_life + Duration::from_secs(3600) {
-                std::fs::remove_file(path)
-                    .map_err(|source| KeyError::Io { path: path.clone(), source })?;
+                std::fs::remove_file(path).map_err(|source| KeyError::Io { path: path.clone(), source })?;
                 changed = true;
             }
         }
@@ -139,8 +142,7 @@ impl Keys {
 }
 
 fn files(dir: &Path) -> Result<BTreeMap<u32, PathBuf>, KeyError> {
-    let entries =
-        std::fs::read_dir(dir).map_err(|source| KeyError::Io { path: dir.to_owned(), source })?;
+    let entries = std::fs::read_dir(dir).map_err(|source| KeyError::Io { path: dir.to_owned(), source })?;
     Ok(entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter_map(|path| Some((path.file_name()?.to_str()?.parse().ok()?, path)))

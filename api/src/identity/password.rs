@@ -57,8 +57,7 @@ impl Passwords {
             .run(move || {
                 let bytes = password.as_bytes();
                 let bytes = bytes.get(..LONGEST).unwrap_or(bytes);
-                PasswordHash::new(&hash)
-                    .is_ok_and(|hash| argon2().verify_password(bytes, &hash).is_ok())
+                PasswordHash::new(&hash).is_ok_and(|hash| argon2().verify_password(bytes, &hash).is_ok())
             })
             .await?;
         Ok(known && right)

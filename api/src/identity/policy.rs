@@ -23,13 +23,16 @@ pub const SELF_OR_READER: &str = "rule:identity_reader or user_id:%(target.user.
 /// A project.
 pub const PROJECT: &str = "rule:identity_reader or (role:reader and domain_id:%(target.project.domain_id)s) or project_id:%(target.project.id)s";
 /// Changing a project.
-pub const MANAGE_PROJECT: &str = "rule:admin_required or (role:manager and domain_id:%(target.project.domain_id)s)";
+pub const MANAGE_PROJECT: &str =
+    "rule:admin_required or (role:manager and domain_id:%(target.project.domain_id)s)";
 /// A domain.
-pub const DOMAIN: &str = "rule:identity_reader or token.project.domain.id:%(target.domain.id)s or domain_id:%(target.domain.id)s";
+pub const DOMAIN: &str =
+    "rule:identity_reader or token.project.domain.id:%(target.domain.id)s or domain_id:%(target.domain.id)s";
 /// A group.
 pub const GROUP: &str = "rule:identity_reader or (role:reader and domain_id:%(target.group.domain_id)s)";
 /// Changing a group.
-pub const MANAGE_GROUP: &str = "rule:admin_required or (role:manager and domain_id:%(target.group.domain_id)s)";
+pub const MANAGE_GROUP: &str =
+    "rule:admin_required or (role:manager and domain_id:%(target.group.domain_id)s)";
 /// A token that is asked about.
 pub const TOKEN: &str = "rule:identity_reader or rule:service_api or user_id:%(target.token.user_id)s";
 /// Ending a token.

@@ -39,7 +39,10 @@ pub fn retain_tagged(query: &Query, rows: &mut Vec<Entity>) {
 pub async fn list_tags(call: Call<App>) -> Outcome {
     let project = crud::get(&call, &PROJECTS).await?;
     let link = format!("{}/v3/projects/{}/tags", call.base, call.path("id"));
-    Ok(Reply::json(200, json!({"tags": tags(&project), "links": {"self": link, "previous": null, "next": null}})))
+    Ok(Reply::json(
+        200,
+        json!({"tags": tags(&project), "links": {"self": link, "previous": null, "next": null}}),
+    ))
 }
 
 /// GET /projects/ID/tags/TAG

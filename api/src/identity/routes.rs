@@ -45,8 +45,16 @@ async fn v3(call: Call<App>) -> Outcome {
 
 fn discovery() -> Vec<Operation<App>> {
     vec![
-        Operation::new(Method::GET, "/", versions).name("versions").summary("List versions").open().codes(300, &[]),
-        Operation::new(Method::GET, "/v3", v3).name("version").summary("Show version 3").open().codes(200, &[]),
+        Operation::new(Method::GET, "/", versions)
+            .name("versions")
+            .summary("List versions")
+            .open()
+            .codes(300, &[]),
+        Operation::new(Method::GET, "/v3", v3)
+            .name("version")
+            .summary("Show version 3")
+            .open()
+            .codes(200, &[]),
     ]
 }
 
@@ -166,13 +174,31 @@ impl Declared {
 fn resources() -> Vec<Operation<App>> {
     [
         declared!(DOMAINS, "domain", "domains", READER, DOMAIN, ADMIN, DOMAIN_CREATE, DOMAIN_UPDATE),
-        declared!(PROJECTS, "project", "projects", LIST, PROJECT, MANAGE_PROJECT, PROJECT_CREATE, PROJECT_UPDATE),
+        declared!(
+            PROJECTS,
+            "project",
+            "projects",
+            LIST,
+            PROJECT,
+            MANAGE_PROJECT,
+            PROJECT_CREATE,
+            PROJECT_UPDATE
+        ),
         declared!(USERS, "user", "users", LIST, USER, MANAGE_USER, USER_CREATE, USER_UPDATE),
         declared!(GROUPS, "group", "groups", LIST, GROUP, MANAGE_GROUP, GROUP_CREATE, GROUP_UPDATE),
         declared!(ROLES, "role", "roles", READER, READER, ADMIN, ROLE_CREATE, ROLE_UPDATE),
         declared!(REGIONS, "region", "regions", ANYONE, ANYONE, ADMIN, REGION_CREATE, REGION_UPDATE),
         declared!(SERVICES, "service", "services", READER, READER, ADMIN, SERVICE_CREATE, SERVICE_UPDATE),
-        declared!(ENDPOINTS, "endpoint", "endpoints", READER, READER, ADMIN, ENDPOINT_CREATE, ENDPOINT_UPDATE),
+        declared!(
+            ENDPOINTS,
+            "endpoint",
+            "endpoints",
+            READER,
+            READER,
+            ADMIN,
+            ENDPOINT_CREATE,
+            ENDPOINT_UPDATE
+        ),
     ]
     .into_iter()
     .flat_map(Declared::operations)
@@ -303,8 +329,14 @@ fn roles() -> Vec<Operation<App>> {
             .summary("List who has which role where")
             .policy("identity:list_role_assignments", READER)
             .query(&[
-                "user.id", "group.id", "role.id", "scope.project.id", "scope.domain.id", "scope.system",
-                "effective", "include_names",
+                "user.id",
+                "group.id",
+                "role.id",
+                "scope.project.id",
+                "scope.domain.id",
+                "scope.system",
+                "effective",
+                "include_names",
             ])
             .codes(200, READS),
         Operation::new(Method::GET, "/v3/role_inferences", assignments::inferences)
@@ -336,7 +368,8 @@ fn roles() -> Vec<Operation<App>> {
     ];
     for (many, one, [list, grant, check, revoke]) in PAIRS {
         let system = many.starts_with("/v3/system");
-        let rule = |project: &'static str, system_rule: &'static str| if system { system_rule } else { project };
+        let rule =
+            |project: &'static str, system_rule: &'static str| if system { system_rule } else { project };
         all.extend([
             Operation::new(Method::GET, many, assignments::list_pair)
                 .name(list)

@@ -40,27 +40,61 @@ macro_rules! both {
     };
 }
 
-both!(DOMAIN_CREATE, DOMAIN_UPDATE, "domain", r#""name""#,
-    r#""name": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "\\S"}"#);
-both!(PROJECT_CREATE, PROJECT_UPDATE, "project", r#""name""#,
+both!(
+    DOMAIN_CREATE,
+    DOMAIN_UPDATE,
+    "domain",
+    r#""name""#,
+    r#""name": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "\\S"}"#
+);
+both!(
+    PROJECT_CREATE,
+    PROJECT_UPDATE,
+    "project",
+    r#""name""#,
     r#""name": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "\\S"}, "domain_id": {"type": ["string", "null"]},
     "parent_id": {"type": ["string", "null"]}, "is_domain": {"type": "boolean"},
-    "tags": {"type": "array", "maxItems": 80, "uniqueItems": true, "items": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[^,/]*$"}}"#);
-both!(USER_CREATE, USER_UPDATE, "user", r#""name""#,
+    "tags": {"type": "array", "maxItems": 80, "uniqueItems": true, "items": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[^,/]*$"}}"#
+);
+both!(
+    USER_CREATE,
+    USER_UPDATE,
+    "user",
+    r#""name""#,
     r#""name": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "\\S"}, "domain_id": {"type": "string"},
-    "default_project_id": {"type": ["string", "null"]}, "password": {"type": ["string", "null"], "minLength": 1}"#);
-both!(GROUP_CREATE, GROUP_UPDATE, "group", r#""name""#,
-    r#""name": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "\\S"}, "domain_id": {"type": "string"}"#);
-both!(ROLE_CREATE, ROLE_UPDATE, "role", r#""name""#,
-    r#""name": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "\\S"}, "domain_id": {"type": ["string", "null"]}"#);
-both!(REGION_CREATE, REGION_UPDATE, "region", "",
-    r#""parent_region_id": {"type": ["string", "null"]}"#);
-both!(SERVICE_CREATE, SERVICE_UPDATE, "service", r#""type""#,
-    r#""type": {"type": "string", "minLength": 1, "maxLength": 255}, "name": {"type": ["string", "null"], "maxLength": 255}"#);
-both!(ENDPOINT_CREATE, ENDPOINT_UPDATE, "endpoint", r#""service_id", "interface", "url""#,
+    "default_project_id": {"type": ["string", "null"]}, "password": {"type": ["string", "null"], "minLength": 1}"#
+);
+both!(
+    GROUP_CREATE,
+    GROUP_UPDATE,
+    "group",
+    r#""name""#,
+    r#""name": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "\\S"}, "domain_id": {"type": "string"}"#
+);
+both!(
+    ROLE_CREATE,
+    ROLE_UPDATE,
+    "role",
+    r#""name""#,
+    r#""name": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "\\S"}, "domain_id": {"type": ["string", "null"]}"#
+);
+both!(REGION_CREATE, REGION_UPDATE, "region", "", r#""parent_region_id": {"type": ["string", "null"]}"#);
+both!(
+    SERVICE_CREATE,
+    SERVICE_UPDATE,
+    "service",
+    r#""type""#,
+    r#""type": {"type": "string", "minLength": 1, "maxLength": 255}, "name": {"type": ["string", "null"], "maxLength": 255}"#
+);
+both!(
+    ENDPOINT_CREATE,
+    ENDPOINT_UPDATE,
+    "endpoint",
+    r#""service_id", "interface", "url""#,
     r#""service_id": {"type": "string"}, "interface": {"enum": ["admin", "internal", "public"]},
     "url": {"type": "string", "minLength": 1, "maxLength": 2048}, "region": {"type": ["string", "null"], "maxLength": 255},
-    "region_id": {"type": ["string", "null"], "maxLength": 255}"#);
+    "region_id": {"type": ["string", "null"], "maxLength": 255}"#
+);
 
 /// POST /users/ID/password
 pub const PASSWORD: &str = r#"{"type": "object", "required": ["user"], "properties": {"user": {"type": "object",

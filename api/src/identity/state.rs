@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::config::Config;
 use api_kit::{Caller, Fault};
 use base::args;
-use base::store::{Query, Tx};
+use base::store::{Boxed, Query, Tx};
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::PathBuf;
@@ -130,10 +130,20 @@ impl State {
 ///
 /// # Errors
 /// What the body returned.
-pub async fn change<T, F, Fut>(app: &App, mut body: F) -> Result<T, Fault>
+pub fn change<'a, T, F, Fut>(app: &'a App, body: F) -> Boxed<'a, Result<T, Fault>>
 where
-    F: FnMut(Tx) -> Fut,
-    Fut: Future<Output = Result<T, Fault>>,
+    F: FnMut(Tx) -> Fut + Send + 'a,
+    Fut: Future<Output = Result<T, Fault>> + Send + 'a,
+    T: Send + 'a,
+{
+    Box::pin(changing(app, body))
+}
+
+async fn changing<'a, T, F, Fut>(app: &'a App, mut body: F) -> Result<T, Fault>
+where
+    F: FnMut(Tx) -> Fut + Send + 'a,
+    Fut: Future<Output = Result<T, Fault>> + Send + 'a,
+    T: Send + 'a,
 {
     let outcome = app
         .store

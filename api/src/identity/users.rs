@@ -69,10 +69,7 @@ pub async fn groups(call: Call<App>) -> Outcome {
 pub async fn members(call: Call<App>) -> Outcome {
     crud::get(&call, &GROUPS).await?;
     let mut select = Where::new(USERS.select);
-    select.and(
-        "id IN (SELECT user_id FROM identity_members WHERE group_id = ?)",
-        [call.path("id").into()],
-    );
+    select.and("id IN (SELECT user_id FROM identity_members WHERE group_id = ?)", [call.path("id").into()]);
     select.end("ORDER BY name", []);
     let rows = USERS.rows(&call.app.store, select).await?;
     crud::listing(&call, &USERS, rows, None)

@@ -11,7 +11,7 @@ mod tx;
 mod value;
 
 pub use sql::{Sql, Where};
-pub use tx::{Query, Tx};
+pub use tx::{Boxed, Query, Tx};
 pub use value::{Row, Value};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -223,7 +223,17 @@ impl Store {
     ///
     /// # Errors
     /// What the body returned, or that the commit failed.
-    pub async fn tx<T, E, F, Fut>(&self, mut body: F) -> Result<T, E>
+    pub fn tx<'a, T, E, F, Fut>(&'a self, body: F) -> Boxed<'a, Result<T, E>>
+    where
+        F: FnMut(Tx) -> Fut + Send + 'a,
+        Fut: Future<Output = Result<T, E>> + Send + 'a,
+        T: Send + 'a,
+        E: From<StoreError> + Send + 'a,
+    {
+        Box::pin(self.tx_loop(body))
+    }
+
+    async fn tx_loop<T, E, F, Fut>(&self, mut body: F) -> Result<T, E>
     where
         F: FnMut(Tx) -> Fut,
         Fut: Future<Output = Result<T, E>>,

@@ -5,26 +5,28 @@ use super::{Engine, Row, Sql, Store, StoreError, Value};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Postgres, Sqlite};
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Mutex;
 
+/// A future on the heap. The store's futures are boxed because the compiler cannot see that a handler's future is `Send`
+/// through opaque futures that are generic over references ("implementation of `Send` is not general enough").
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// What reads: the store itself (a statement of its own) or a transaction.
 pub trait Query: Send + Sync {
     /// All rows of a `SELECT` (or of a `... RETURNING` inside a transaction).
-    fn rows(
-        &self,
-        sql: impl Into<Sql> + Send,
-        args: Vec<Value>,
-    ) -> impl Future<Output = Result<Vec<Row>, StoreError>> + Send;
+    fn rows<'a>(&'a self, sql: impl Into<Sql>, args: Vec<Value>) -> Boxed<'a, Result<Vec<Row>, StoreError>>;
 
     /// The first row, if any.
-    fn row(
-        &self,
-        sql: impl Into<Sql> + Send,
+    fn row<'a>(
+        &'a self,
+        sql: impl Into<Sql>,
         args: Vec<Value>,
-    ) -> impl Future<Output = Result<Option<Row>, StoreError>> + Send {
-        async { Ok(self.rows(sql, args).await?.into_iter().next()) }
+    ) -> Boxed<'a, Result<Option<Row>, StoreError>> {
+        let rows = self.rows(sql, args);
+        Box::pin(async move { Ok(rows.await?.into_iter().next()) })
     }
 }
 
@@ -142,21 +144,23 @@ impl Tx {
     ///
     /// # Errors
     /// What the engine says. The transaction is then to be given up.
-    pub async fn exec(&self, sql: impl Into<Sql> + Send, args: Vec<Value>) -> Result<u64, StoreError> {
+    pub fn exec<'a>(&'a self, sql: impl Into<Sql>, args: Vec<Value>) -> Boxed<'a, Result<u64, StoreError>> {
         let text = sql.into().0.into_owned();
-        let mut open = self.open.lock().await;
-        let outcome = match open.as_mut() {
-            None => return Err(ended()),
-            Some(Open::Sqlite(tx)) => bound!(sqlx::query(AssertSqlSafe(text)), args)
-                .execute(&mut *tx.connection)
-                .await
-                .map(|done| done.rows_affected()),
-            Some(Open::Postgres(tx)) => bound!(sqlx::query(AssertSqlSafe(text)), args)
-                .execute(&mut *tx.connection)
-                .await
-                .map(|done| done.rows_affected()),
-        };
-        outcome.map_err(|error| self.failed(&error))
+        Box::pin(async move {
+            let mut open = self.open.lock().await;
+            let outcome = match open.as_mut() {
+                None => return Err(ended()),
+                Some(Open::Sqlite(tx)) => bound!(sqlx::query(AssertSqlSafe(text)), args)
+                    .execute(&mut *tx.connection)
+                    .await
+                    .map(|done| done.rows_affected()),
+                Some(Open::Postgres(tx)) => bound!(sqlx::query(AssertSqlSafe(text)), args)
+                    .execute(&mut *tx.connection)
+                    .await
+                    .map(|done| done.rows_affected()),
+            };
+            outcome.map_err(|error| self.failed(&error))
+        })
     }
 
     pub(super) async fn commit(self) -> Result<(), (StoreError, bool)> {
@@ -197,37 +201,41 @@ fn ended() -> StoreError {
 }
 
 impl Query for Tx {
-    async fn rows(&self, sql: impl Into<Sql> + Send, args: Vec<Value>) -> Result<Vec<Row>, StoreError> {
+    fn rows<'a>(&'a self, sql: impl Into<Sql>, args: Vec<Value>) -> Boxed<'a, Result<Vec<Row>, StoreError>> {
         let text = sql.into().0.into_owned();
-        let mut open = self.open.lock().await;
-        match open.as_mut() {
-            None => Err(ended()),
-            Some(Open::Sqlite(tx)) => {
-                let rows =
-                    bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(&mut *tx.connection).await;
-                collect!(rows.map_err(|error| self.failed(&error))?, from_sqlite)
+        Box::pin(async move {
+            let mut open = self.open.lock().await;
+            match open.as_mut() {
+                None => Err(ended()),
+                Some(Open::Sqlite(tx)) => {
+                    let rows =
+                        bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(&mut *tx.connection).await;
+                    collect!(rows.map_err(|error| self.failed(&error))?, from_sqlite)
+                }
+                Some(Open::Postgres(tx)) => {
+                    let rows =
+                        bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(&mut *tx.connection).await;
+                    collect!(rows.map_err(|error| self.failed(&error))?, from_postgres)
+                }
             }
-            Some(Open::Postgres(tx)) => {
-                let rows =
-                    bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(&mut *tx.connection).await;
-                collect!(rows.map_err(|error| self.failed(&error))?, from_postgres)
-            }
-        }
+        })
     }
 }
 
 impl Query for Store {
-    async fn rows(&self, sql: impl Into<Sql> + Send, args: Vec<Value>) -> Result<Vec<Row>, StoreError> {
+    fn rows<'a>(&'a self, sql: impl Into<Sql>, args: Vec<Value>) -> Boxed<'a, Result<Vec<Row>, StoreError>> {
         let text = sql.into().0.into_owned();
-        match &self.engine {
-            Engine::Sqlite { readers, .. } => {
-                let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(readers).await?;
-                collect!(rows, from_sqlite)
+        Box::pin(async move {
+            match &self.engine {
+                Engine::Sqlite { readers, .. } => {
+                    let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(readers).await?;
+                    collect!(rows, from_sqlite)
+                }
+                Engine::Postgres(pool) => {
+                    let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(pool).await?;
+                    collect!(rows, from_postgres)
+                }
             }
-            Engine::Postgres(pool) => {
-                let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(pool).await?;
-                collect!(rows, from_postgres)
-            }
-        }
+        })
     }
 }
