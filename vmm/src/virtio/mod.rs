@@ -16,6 +16,7 @@
 
 pub mod blk;
 pub mod chain;
+pub mod net;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
