@@ -170,7 +170,6 @@ mod tests {
     use crate::virtio::worker::unconfined;
     use crate::virtio::{ActivateError, VirtioDevice};
     use std::sync::Arc;
-    use std::sync::atomic::Ordering;
     use vm_memory::{Bytes, GuestAddress};
 
     #[test]
@@ -187,6 +186,7 @@ mod tests {
         };
         ring.add(&[(BUFFERS, 32, true), (BUFFERS + 0x1000, 16, true)]);
         ring.kick();
+        counter.wait();
         assert_eq!(ring.wait().1, 48);
         let first = get(BUFFERS);
         assert_ne!(first[..32], [0; 32]);
@@ -204,7 +204,6 @@ mod tests {
         ring.kick();
         let lengths = [ring.wait().1, ring.wait().1, ring.wait().1, ring.wait().1];
         assert_eq!(lengths, [u32::try_from(MAX_BYTES).unwrap(), 0, 0, 0]);
-        assert!(counter.queue.load(Ordering::SeqCst) > 0);
         rng.reset();
     }
 

@@ -43,6 +43,20 @@ pub struct Counter {
     pub config: AtomicU64,
 }
 
+impl Counter {
+    /// Waits for the first queue interrupt. Before looking at the used ring: a driver that has seen all needs no interrupt.
+    ///
+    /// # Panics
+    /// After 10 seconds.
+    pub fn wait(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.queue.load(Ordering::SeqCst) == 0 {
+            assert!(Instant::now() < deadline, "no interrupt came");
+            std::thread::yield_now();
+        }
+    }
+}
+
 impl Interrupt for Counter {
     fn queue(&self, _index: u16) {
         self.queue.fetch_add(1, Ordering::SeqCst);

@@ -110,6 +110,8 @@ impl Lab {
         chain.push((STATUS, 1, true));
         let head = self.ring.add(&chain);
         self.ring.kick();
+        // The first request: each later one may be seen before its interrupt.
+        self.interrupt.wait();
         let (used, len) = self.ring.wait();
         assert_eq!(used, u32::from(head));
         (self.get(STATUS, 1)[0], len)
@@ -154,7 +156,6 @@ fn reads_and_writes() {
         assert_eq!(lab.request(4, 0, &[]), (OK, 1));
         assert_eq!(lab.disk()[61 * 512..], fresh);
         assert_eq!(lab.disk()[..61 * 512], before[..61 * 512]);
-        assert!(lab.interrupt.queue.load(Ordering::SeqCst) > 0);
     }
 }
 

@@ -286,6 +286,7 @@ fn packets_from_the_network() {
             lab.receive.add(&[(RECEIVE, 12, true), (RECEIVE + 0x1000, 2000, true)]);
             lab.receive.add(&[(RECEIVE + 0x2000, 2000, true)]);
             lab.receive.kick();
+            lab.interrupt.wait();
             assert_eq!(lab.receive.wait(), (0, 72));
             assert_eq!(lab.get(RECEIVE + 10, 2), [1, 0]);
             assert_eq!(lab.get(RECEIVE + 0x1000, 60), frame(7, 60));
@@ -296,7 +297,6 @@ fn packets_from_the_network() {
             lab.receive.kick();
             wire.send(&frame(9, 61));
             assert_eq!(lab.receive.wait(), (3, 73));
-            assert!(lab.interrupt.queue.load(std::sync::atomic::Ordering::SeqCst) > 0);
         }
     });
 }
