@@ -1,0 +1,391 @@
+//! A `netd` of its own for each test, and guests behind its taps.
+#![allow(dead_code)]
+
+use base::rpc::Client;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use wire::fd::{FdReply, FdRequest};
+use wire::ids::{Mac, NetworkId, PortId, ServerId, SubnetId};
+use wire::net::{Direction, EnsureNetwork, FilterRule, NetworkSpec, PortRole, PortSpec, SubnetSpec};
+use wire::{Generation, Health};
+
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// One instance of the daemon; everything of it is gone after the test, however that ends.
+pub struct Lab {
+    pub dir: tempfile::TempDir,
+    pub instance: String,
+    child: Option<Child>,
+    namespaces: Vec<String>,
+}
+
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+impl Lab {
+    pub fn prepare(more: &str) -> Self {
+        let number = COUNTER.fetch_add(1, Ordering::SeqCst);
+        let instance = format!("t{}x{number}", std::process::id());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().display();
+        let config = format!(
+            "state_dir = '{path}/state'\nrun_dir = '{path}/run'\ninstance = '{instance}'\napi_socket = '{path}/api.sock'\n{more}"
+        );
+        std::fs::write(dir.path().join("netd.toml"), config).unwrap();
+        Self { dir, instance, child: None, namespaces: Vec::new() }
+    }
+
+    pub async fn new(more: &str) -> Self {
+        let mut lab = Self::prepare(more);
+        lab.start().await;
+        lab
+    }
+
+    pub fn config(&self) -> netd::config::Config {
+        base::config::load(&self.dir.path().join("netd.toml")).unwrap()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(self.dir.path().join("run/netd.sock"))
+    }
+
+    pub async fn start(&mut self) {
+        let child = Command::new(env!("CARGO_BIN_EXE_netd"))
+            .arg("--config")
+            .arg(self.dir.path().join("netd.toml"))
+            .env("RUST_LOG", "warn")
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let begin = Instant::now();
+        while self.client().call(&Health {}).await.is_err() {
+            assert!(begin.elapsed() < DEADLINE, "netd does not answer");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL).unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn purge(&self) {
+        let output = Command::new(env!("CARGO_BIN_EXE_netd"))
+            .arg("--config")
+            .arg(self.dir.path().join("netd.toml"))
+            .arg("--purge")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    pub async fn ensure(
+        &self,
+        id: NetworkId,
+        generation: u64,
+        spec: &NetworkSpec,
+    ) -> wire::net::NetworkState {
+        let call = EnsureNetwork { id, generation: Generation(generation), spec: spec.clone() };
+        self.client().call(&call).await.unwrap()
+    }
+
+    pub fn open(&self, port: PortId) -> Result<OwnedFd, wire::Refused> {
+        let socket = base::fdpass::connect(&self.dir.path().join("run/netd.fd.sock")).unwrap();
+        let request = serde_json::to_vec(&FdRequest::Tap { port }).unwrap();
+        base::fdpass::send(socket.as_fd(), &request, &[]).unwrap();
+        let (bytes, mut fds) = base::fdpass::receive(socket.as_fd()).unwrap();
+        match serde_json::from_slice(&bytes).unwrap() {
+            FdReply::Here => Ok(fds.remove(0)),
+            FdReply::Refused(refused) => Err(refused),
+        }
+    }
+
+    pub fn raw(&self, port: &PortSpec) -> Raw {
+        let raw = Raw { fd: self.open(port.id).unwrap(), mac: port.mac, address: v4(port) };
+        self.wait_for_carrier(port);
+        raw
+    }
+
+    /// A namespace that stands for a guest: its only device is joined to the port's tap.
+    pub fn guest(&mut self, port: &PortSpec, gateway: &str) -> Guest {
+        let namespace = format!("g{}-{}", self.instance, port.id.short());
+        sh(&format!("ip netns add {namespace}"));
+        self.namespaces.push(namespace.clone());
+        let place = netd::link::Place::Namespace(namespace.clone());
+        netd::link::tap::create(&place, "eth0").unwrap();
+        let inner = netd::link::tap::open(&place, "eth0").unwrap();
+        sh(&format!(
+            "ip -n {namespace} link set lo up; ip -n {namespace} link set eth0 address {} mtu 1400 up; \
+             ip -n {namespace} addr add {}/24 dev eth0; ip -n {namespace} route add default via {gateway}; \
+             ip -n {namespace} route add 169.254.169.254/32 via 10.0.0.2",
+            port.mac,
+            v4(port)
+        ));
+        let outer = self.raw(port).fd;
+        std::thread::spawn(move || pump(&inner, &outer));
+        Guest { place }
+    }
+
+    /// The kernel takes up to a second until a bridge forwards for a tap that was just opened.
+    fn wait_for_carrier(&self, port: &PortSpec) {
+        let (begin, tap) = (Instant::now(), netd::names::tap("", port.id));
+        let namespaces = netd::link::namespace::list().unwrap();
+        let own = |name: &&String| name.starts_with(&format!("fs-{}-n-", self.instance));
+        loop {
+            let mut states = namespaces.iter().filter(own).map(|name| {
+                let output =
+                    Command::new("bridge").args(["-n", name, "link", "show", "dev", &tap]).output().unwrap();
+                String::from_utf8(output.stdout).unwrap()
+            });
+            if states.any(|state| state.contains("state forwarding")) {
+                return;
+            }
+            assert!(begin.elapsed() < DEADLINE, "{tap} is not forwarded for");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Names of everything that carries this instance's name.
+    pub fn leftovers(&self) -> Vec<String> {
+        let instance = self.config().instance;
+        let mut left: Vec<String> = netd::link::namespace::list()
+            .unwrap()
+            .into_iter()
+            .filter(|name| instance.own_namespace(name).is_some())
+            .collect();
+        let devices = netd::link::devices(&netd::link::Place::Root).unwrap();
+        left.extend(devices.into_iter().map(|d| d.ifname).filter(|name| instance.own_device(name)));
+        let routes = netd::link::routes(&netd::link::Place::Root, "unreachable").unwrap();
+        left.extend(routes.into_iter().filter(|r| r.metric == Some(instance.metric())).map(|r| r.dst));
+        let tables = Command::new("nft").args(["list", "tables"]).output().unwrap();
+        let tables = String::from_utf8(tables.stdout).unwrap();
+        left.extend(
+            tables.lines().filter(|l| l.contains(&format!("fs_{}_", self.instance))).map(str::to_owned),
+        );
+        left
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.kill();
+        for namespace in &self.namespaces {
+            let _ = Command::new("ip").args(["netns", "del", namespace]).status();
+        }
+        let _ = Command::new(env!("CARGO_BIN_EXE_netd"))
+            .arg("--config")
+            .arg(self.dir.path().join("netd.toml"))
+            .arg("--purge")
+            .status();
+    }
+}
+
+pub fn sh(script: &str) -> String {
+    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Carries frames between two taps until one of them is gone.
+fn pump(a: &OwnedFd, b: &OwnedFd) {
+    let mut buffer = vec![0u8; 70_000];
+    loop {
+        let mut fds = [PollFd::new(a.as_fd(), PollFlags::POLLIN), PollFd::new(b.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::NONE).is_err() {
+            return;
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        for (ready, from, to) in [(ready[0], a, b), (ready[1], b, a)] {
+            if ready {
+                let Ok(length) = nix::unistd::read(from, &mut buffer) else { return };
+                let _ = nix::unistd::write(to, &buffer[..length]);
+            }
+        }
+    }
+}
+
+pub struct Guest {
+    pub place: netd::link::Place,
+}
+
+impl Guest {
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> std::io::Result<T> + Send) -> std::io::Result<T> {
+        netd::link::namespace::within(&self.place, work)
+    }
+
+    /// Answers each connection on a port with a word and the address that it came from.
+    pub fn serve(&self, port: u16, word: &'static str) {
+        use std::io::Write;
+        let listener = self.within(|| std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, from)) = listener.accept() {
+                let _ = stream.write_all(format!("{word} {}", from.ip()).as_bytes());
+            }
+        });
+    }
+
+    pub fn fetch(&self, to: (Ipv4Addr, u16)) -> std::io::Result<String> {
+        self.within(|| fetch(to))
+    }
+
+    pub fn http(&self, path: &str) -> std::io::Result<String> {
+        use std::io::{Read, Write};
+        self.within(|| {
+            let mut stream = connect((Ipv4Addr::new(169, 254, 169, 254), 80))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })
+    }
+}
+
+fn connect(to: (Ipv4Addr, u16)) -> std::io::Result<std::net::TcpStream> {
+    let stream = std::net::TcpStream::connect_timeout(&to.into(), Duration::from_secs(3))?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    Ok(stream)
+}
+
+pub fn fetch(to: (Ipv4Addr, u16)) -> std::io::Result<String> {
+    use std::io::Read;
+    let mut text = String::new();
+    connect(to)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// A guest without a system: frames in, frames out.
+pub struct Raw {
+    pub fd: OwnedFd,
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+}
+
+impl Raw {
+    pub fn send(&self, frame: &[u8]) {
+        let bytes = [&[0u8; 12][..], frame].concat();
+        assert_eq!(nix::unistd::write(&self.fd, &bytes).unwrap(), bytes.len());
+    }
+
+    pub fn udp(&self, to: &Self, ports: (u16, u16), payload: &[u8]) {
+        self.send(&udp((self.mac, to.mac), (self.address, to.address), ports, payload));
+    }
+
+    /// Frames up to and including the first that `last` picks.
+    pub fn until(&self, last: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        self.within(DEADLINE, last).expect("the frame did not come")
+    }
+
+    /// As [`Self::until`]; `None` when that frame does not come in time.
+    pub fn within(&self, limit: Duration, last: impl Fn(&[u8]) -> bool) -> Option<Vec<Vec<u8>>> {
+        let (begin, mut frames) = (Instant::now(), Vec::new());
+        loop {
+            let left = limit.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                return None;
+            }
+            let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::try_from(left).unwrap()).unwrap();
+            if !fds[0].any().unwrap_or(false) {
+                continue;
+            }
+            let mut buffer = vec![0u8; 70_000];
+            let length = nix::unistd::read(&self.fd, &mut buffer).unwrap();
+            let frame = buffer[12..length].to_vec();
+            let done = last(&frame);
+            frames.push(frame);
+            if done {
+                return Some(frames);
+            }
+        }
+    }
+
+    /// UDP payloads that arrive before the one that is `last`.
+    pub fn payloads_until(&self, last: &[u8]) -> Vec<Vec<u8>> {
+        let frames = self.until(|frame| udp_payload(frame) == Some(last));
+        let mut payloads: Vec<Vec<u8>> =
+            frames.iter().filter_map(|f| udp_payload(f)).map(<[u8]>::to_vec).collect();
+        payloads.pop();
+        payloads
+    }
+}
+
+pub fn udp(macs: (Mac, Mac), addresses: (Ipv4Addr, Ipv4Addr), ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    use std::net::SocketAddrV4;
+    let (from, to) = (SocketAddrV4::new(addresses.0, ports.0), SocketAddrV4::new(addresses.1, ports.1));
+    netd::link::packet::udp(macs, from, to, payload).unwrap()
+}
+
+pub fn udp_payload(frame: &[u8]) -> Option<&[u8]> {
+    let plain = frame.get(12..14)? == [8, 0] && frame[14] == 0x45 && frame[23] == 17;
+    plain.then(|| &frame[42..14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]))])
+}
+
+pub fn v4(port: &PortSpec) -> Ipv4Addr {
+    match port.addresses[0].1 {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(_) => unreachable!("tests use IPv4"),
+    }
+}
+
+/// What passes everything out, and nothing in.
+pub fn egress() -> FilterRule {
+    FilterRule {
+        direction: Direction::Egress,
+        v6: false,
+        protocol: None,
+        ports: None,
+        remote: vec![],
+        remote_only: false,
+    }
+}
+
+pub fn ingress(protocol: u8, port: u16) -> FilterRule {
+    FilterRule {
+        direction: Direction::Ingress,
+        protocol: Some(protocol),
+        ports: Some((port, Some(port))),
+        ..egress()
+    }
+}
+
+/// A network 10.0.0.0/24 with a responder at .2 and guests at .11, .12, ...
+pub fn network(guests: u8, rules: &[FilterRule]) -> (NetworkId, NetworkSpec) {
+    let subnet = SubnetId::new();
+    let port = |last: u8, hostname: String, role| PortSpec {
+        id: PortId::new(),
+        mac: Mac([0xfa, 0x16, 0x3e, 0, 0, last]),
+        addresses: vec![(subnet, [10, 0, 0, last].into())],
+        hostname,
+        role,
+        filter: Some(rules.to_vec()),
+        allowed_pairs: vec![],
+        admin_up: true,
+    };
+    let mut ports = vec![port(2, String::new(), PortRole::Dhcp)];
+    for number in 0..guests {
+        let role = PortRole::Server { server: ServerId::new() };
+        ports.push(port(11 + number, format!("guest{number}"), role));
+    }
+    let spec = NetworkSpec {
+        mtu: 1400,
+        provider: None,
+        dns_domain: "cloud.test".to_owned(),
+        subnets: vec![SubnetSpec {
+            id: subnet,
+            cidr: "10.0.0.0/24".parse().unwrap(),
+            gateway: Some([10, 0, 0, 1].into()),
+            name_servers: vec![],
+            routes: vec![],
+            dhcp: true,
+        }],
+        ports,
+    };
+    (NetworkId::new(), spec)
+}

@@ -1,0 +1,208 @@
+//! Networks in the real kernel: addresses, filters, isolation, restarts and crashes.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod lab;
+
+use base::rpc::{Allow, Router};
+use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
+use dhcproto::{Decodable, Decoder, Encodable};
+use lab::{Lab, Raw, egress, ingress, network, udp, udp_payload};
+use netd::engine::Engine;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+use wire::RefusedKind;
+use wire::ids::Mac;
+use wire::metadata::{MetadataReply, ReadMetadata};
+use wire::net::{EnsureNetwork, ForgetNetwork, ListWanted, PortRole};
+use wire::{Call, Generation};
+
+fn discover(guest: &Raw) -> Message {
+    let mut message = Message::default();
+    message.set_chaddr(&guest.mac.0).set_xid(99);
+    message.opts_mut().insert(DhcpOption::MessageType(MessageType::Discover));
+    let everyone = (guest.mac, Mac([0xff; 6]));
+    let addresses = (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
+    let frame = udp(everyone, addresses, (68, 67), &message.to_vec().unwrap());
+    let answered = |frame: &[u8]| udp_payload(frame).is_some_and(|p| p.len() >= 300 && p[0] == 2);
+    // A daemon that just started answers calls before it answers guests; clients ask again.
+    let frames = (0..20).find_map(|_| {
+        guest.send(&frame);
+        guest.within(Duration::from_millis(500), answered)
+    });
+    let frames = frames.expect("a DHCP answer");
+    Message::decode(&mut Decoder::new(udp_payload(frames.last().unwrap()).unwrap())).unwrap()
+}
+
+#[tokio::test]
+async fn dhcp_gives_the_address_also_after_a_kill() {
+    let mut lab = Lab::new("").await;
+    let (id, spec) = network(1, &[egress()]);
+    let state = lab.ensure(id, 1, &spec).await;
+    assert_eq!((state.ready.as_slice(), state.failed.len()), (&[spec.ports[1].id][..], 0));
+    let guest = lab.raw(&spec.ports[1]);
+    let offer = discover(&guest);
+    assert_eq!(offer.yiaddr(), Ipv4Addr::new(10, 0, 0, 11));
+    assert_eq!(offer.opts().get(OptionCode::Hostname), Some(&DhcpOption::Hostname("guest0".into())));
+    let busy = lab.open(spec.ports[1].id).unwrap_err();
+    assert_eq!(busy.kind, RefusedKind::Conflict, "{busy}");
+    lab.kill();
+    lab.start().await;
+    assert_eq!(lab.client().call(&ListWanted {}).await.unwrap().networks, [(id, Generation(1))]);
+    // The tap that the guest holds is the same one.
+    assert_eq!(discover(&guest).yiaddr(), Ipv4Addr::new(10, 0, 0, 11));
+}
+
+#[tokio::test]
+async fn spoofed_frames_are_dropped() {
+    let lab = Lab::new("").await;
+    let (id, spec) = network(2, &[egress(), ingress(17, 6000)]);
+    lab.ensure(id, 1, &spec).await;
+    let (a, b) = (lab.raw(&spec.ports[1]), lab.raw(&spec.ports[2]));
+    let stranger = Mac([0xfa, 0x16, 0x3e, 9, 9, 9]);
+    a.send(&udp((stranger, b.mac), (a.address, b.address), (1, 6000), b"wrong mac"));
+    a.send(&udp((a.mac, b.mac), (Ipv4Addr::new(10, 0, 0, 99), b.address), (1, 6000), b"wrong address"));
+    a.send(&udp((a.mac, b.mac), (a.address, b.address), (67, 68), b"dhcp server"));
+    let arp = |sender: Mac, claimed: Ipv4Addr, target: Ipv4Addr| {
+        let mut frame = netd::link::packet::announcement(sender, claimed);
+        frame[38..42].copy_from_slice(&target.octets());
+        frame
+    };
+    a.send(&arp(a.mac, Ipv4Addr::new(10, 0, 0, 1), b.address));
+    let mut tagged = udp((a.mac, b.mac), (a.address, b.address), (1, 6000), b"tagged");
+    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    a.send(&tagged);
+    // In order after all of these:
+    a.send(&arp(a.mac, a.address, b.address));
+    a.udp(&b, (1, 6000), b"honest");
+    let frames = b.until(|frame| udp_payload(frame) == Some(b"honest"));
+    let from_a: Vec<_> = frames.iter().filter(|frame| frame[6..12] != spec.ports[0].mac.0).collect();
+    assert_eq!(from_a.len(), 2, "{from_a:02x?}");
+    assert_eq!(from_a[0][28..32], a.address.octets(), "the honest ARP came");
+}
+
+#[tokio::test]
+async fn groups_allow_what_they_say_and_replies_pass() {
+    let lab = Lab::new("").await;
+    let (id, mut spec) = network(2, &[egress(), ingress(17, 6000)]);
+    lab.ensure(id, 1, &spec).await;
+    let (a, b) = (lab.raw(&spec.ports[1]), lab.raw(&spec.ports[2]));
+    a.udp(&b, (4000, 5000), b"closed");
+    a.udp(&b, (4000, 6000), b"open");
+    assert!(b.payloads_until(b"open").is_empty());
+    // A reply needs no rule; the same from another port is no reply.
+    b.udp(&a, (6001, 4000), b"unasked");
+    b.udp(&a, (6000, 4000), b"reply");
+    assert!(a.payloads_until(b"reply").is_empty());
+
+    // Egress rules bind too: without one, nothing leaves; without filter, all passes.
+    spec.ports[1].filter = Some(vec![]);
+    lab.ensure(id, 2, &spec).await;
+    a.udp(&b, (4001, 6000), b"muted");
+    spec.ports[1].filter = None;
+    spec.ports[2].filter = None;
+    lab.ensure(id, 3, &spec).await;
+    a.udp(&b, (4002, 5000), b"free");
+    assert!(b.payloads_until(b"free").is_empty());
+    let stale = EnsureNetwork { id, generation: Generation(2), spec };
+    assert_eq!(lab.client().call(&stale).await.unwrap_err().kind, RefusedKind::Stale);
+}
+
+#[tokio::test]
+async fn tenants_with_the_same_addresses_do_not_meet() {
+    let lab = Lab::new("").await;
+    let (one, first) = network(2, &[egress(), ingress(17, 6000)]);
+    let (two, second) = network(2, &[egress(), ingress(17, 6000)]);
+    lab.ensure(one, 1, &first).await;
+    lab.ensure(two, 1, &second).await;
+    let guests = |spec: &wire::net::NetworkSpec| (lab.raw(&spec.ports[1]), lab.raw(&spec.ports[2]));
+    let ((a1, b1), (a2, b2)) = (guests(&first), guests(&second));
+    a1.udp(&b1, (1, 6000), b"first");
+    a2.udp(&b2, (1, 6000), b"second");
+    a1.udp(&b1, (1, 6000), b"end");
+    a2.udp(&b2, (1, 6000), b"end");
+    assert_eq!(b1.payloads_until(b"end"), [b"first".to_vec()]);
+    assert_eq!(b2.payloads_until(b"end"), [b"second".to_vec()]);
+}
+
+#[tokio::test]
+async fn metadata_reaches_the_api_with_the_right_server() {
+    let mut lab = Lab::new("").await;
+    let (id, spec) = network(2, &[egress()]);
+    lab.ensure(id, 1, &spec).await;
+    let guest = lab.guest(&spec.ports[2], "10.0.0.1");
+    let away = guest.http("/latest/meta-data/").unwrap();
+    assert!(away.starts_with("HTTP/1.1 503"), "{away}");
+    let api = Router::new().serve(|call: ReadMetadata| async move {
+        let body = format!("{} {} {}", call.server, call.port, call.path).into_bytes();
+        Ok(MetadataReply { status: 200, content_type: "text/plain".into(), body })
+    });
+    let serving = base::rpc::listen(
+        &lab.dir.path().join("api.sock"),
+        0o600,
+        api,
+        Allow::own(),
+        base::CancellationToken::new(),
+    );
+    tokio::spawn(serving.unwrap());
+    let answer =
+        tokio::task::spawn_blocking(move || guest.http("/openstack/latest/meta_data.json?x=1").unwrap());
+    let answer = answer.await.unwrap();
+    let PortRole::Server { server } = spec.ports[2].role else { panic!() };
+    let wanted = format!("{server} {} /openstack/latest/meta_data.json", spec.ports[2].id);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&wanted), "{answer}");
+}
+
+#[tokio::test]
+async fn a_forgotten_network_leaves_nothing_even_while_a_guest_holds_its_tap() {
+    let lab = Lab::new("").await;
+    let (id, spec) = network(1, &[]);
+    lab.ensure(id, 1, &spec).await;
+    let _held = lab.open(spec.ports[1].id).unwrap();
+    assert_eq!(lab.leftovers().len(), 1);
+    lab.client().call(&ForgetNetwork { id, generation: Generation(2) }).await.unwrap();
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+    let late = EnsureNetwork { id, generation: Generation(1), spec };
+    assert_eq!(lab.client().call(&late).await.unwrap_err().kind, RefusedKind::Stale);
+    assert_eq!(lab.client().call(&ListWanted {}).await.unwrap().networks, []);
+}
+
+/// Every change of the kernel is counted; the work is stopped before the n-th, for every n, and started anew.
+#[tokio::test]
+async fn a_crash_after_any_step_settles_by_itself() {
+    let lab = Lab::prepare("");
+    let (id, spec) = network(2, &[egress()]);
+    let call = EnsureNetwork { id, generation: Generation(1), spec };
+    let mut stops = 0;
+    loop {
+        let engine = Engine::open(lab.config()).unwrap();
+        engine.steps().stop_after(stops);
+        let outcome = engine.ensure_network(call.clone()).await;
+        drop(engine);
+        let engine = Engine::open(lab.config()).unwrap();
+        engine.sweep().await.unwrap();
+        for port in &call.spec.ports[1..] {
+            engine.open_tap(port.id).unwrap();
+        }
+        // Settled means that there is nothing left to do.
+        engine.steps().stop_after(0);
+        engine
+            .sweep()
+            .await
+            .unwrap_or_else(|error| panic!("after {stops} steps there is still work: {error}"));
+        if outcome.is_ok() {
+            break;
+        }
+        // And the way back, stopped half-way too.
+        let engine = Engine::open(lab.config()).unwrap();
+        engine.steps().stop_after(stops % 5);
+        let _ = engine.forget_network(ForgetNetwork { id, generation: Generation(2) }).await;
+        std::fs::remove_dir_all(lab.dir.path().join("state")).unwrap();
+        let engine = Engine::open(lab.config()).unwrap();
+        engine.sweep().await.unwrap();
+        assert_eq!(lab.leftovers(), Vec::<String>::new(), "after {stops} steps");
+        stops += 1;
+    }
+    assert!(stops > 10, "{} has {stops} steps only", EnsureNetwork::PATH);
+    lab.purge();
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
