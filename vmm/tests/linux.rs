@@ -2,7 +2,7 @@
 //!
 //! `VMM_LINUX_KERNEL` (bzImage or ELF), `VMM_LINUX_INITRD`: an initramfs that prints `L2: ready` once its drivers are loaded,
 //! `L2: blocks NAMES` whenever its block devices change, `L2: vda size SECTORS` when that does, and powers off at the power button.
-//! `VMM_LINUX_TAP`: name of a tap to plug in.
+//! `VMM_LINUX_TAP`: name of a tap to plug in; the initramfs then pings the host over it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,6 +11,7 @@ mod common;
 use common::{Guest, Plan, file};
 use std::os::fd::AsFd;
 use wire::MiB;
+use wire::ids::{Mac, PortId};
 use wire::machine::{EndReason, MachineCall, MachineReply};
 
 #[test]
@@ -26,8 +27,15 @@ fn linux_boots_and_takes_disks_in_and_out() {
     plan.vcpus = 2;
     let root = file(&vec![0; 8 << 20]);
     plan.disks.push(("root".into(), root.try_clone().unwrap(), false));
+    let tap = std::env::var("VMM_LINUX_TAP").ok();
+    if let Some(name) = tap.clone() {
+        plan.nics.push((PortId::new(), common::tap(Some(name)), Mac([2, 0, 0, 0, 0, 1])));
+    }
     let mut guest = Guest::start(plan);
     guest.wait_console("L2: ready");
+    if tap.is_some() {
+        assert!(guest.console().contains(" 0% packet loss"));
+    }
     let status = guest.wait_status(|status| status.disks.iter().all(|disk| disk.driver_ok));
     assert_eq!(status.disks.len(), 1);
 

@@ -9,6 +9,7 @@ use common::{Guest, Plan, file, kvm};
 use std::os::fd::AsFd;
 use std::time::Duration;
 use wire::MiB;
+use wire::ids::{Mac, PortId};
 use wire::machine::{EndReason, MachineCall, MachineReply, MachineState};
 
 /// First slot of disks.
@@ -173,6 +174,37 @@ fn a_disk_comes_and_goes_while_the_guest_runs() {
     let bit = printed(1 << DISK_SLOT);
     let text = ["ready", &bit, &printed(0x1042_1af4), "plugged", &bit, "ejected", "gone"].concat();
     assert_eq!(guest.console(), text);
+}
+
+#[test]
+fn network_interfaces_have_their_address_and_come_and_go() {
+    if !kvm() {
+        return;
+    }
+    const FIRST: u32 = 0xc000_0000 + 2 * 0x4000;
+    // The MAC is the first thing in the device's configuration space.
+    let mac = |asm: Asm, slot: u8, bar: u32| asm.pci_write(slot, 4, 2).read32(bar + 0x200).print_eax();
+    let asm = mac(Asm::new(), 2, FIRST).print("ready").until(2, |asm| asm.in32(0x610));
+    let asm = mac(asm, 3, FIRST + 0x4000).until(2, |asm| asm.in32(0x610)).out32(0x61c, 1 << 3);
+    let (one, two) = (PortId::new(), PortId::new());
+    let mut plan = Plan::new(asm.stop().elf());
+    plan.nics.push((one, common::tap(None), Mac([2, 0, 0, 0, 0, 1])));
+    let mut guest = Guest::start(plan);
+    guest.wait_console("ready");
+    assert_eq!(guest.status().nics.iter().map(|nic| nic.port).collect::<Vec<_>>(), [one]);
+    let tap = common::tap(None);
+    let plug = MachineCall::PlugNic { port: two, mac: Mac([2, 0, 0, 7, 0, 1]), mtu: 1500 };
+    assert_eq!(guest.call_with(&plug, Some(tap.as_fd())), MachineReply::Done);
+    assert_eq!(guest.status().nics.len(), 2);
+    let no_tap = MachineCall::PlugNic { port: PortId::new(), mac: Mac([2, 0, 0, 7, 0, 1]), mtu: 1500 };
+    let refused = guest.call_with(&no_tap, Some(file(b"").as_fd()));
+    assert!(
+        matches!(&refused, MachineReply::Refused(why) if why.message.contains("no usable tap")),
+        "{refused:?}"
+    );
+    guest.wait_console(&[printed(2).as_str(), "ready", &printed(0x0700_0002)].concat());
+    guest.done(&MachineCall::UnplugNic { port: two });
+    guest.wait_status(|status| status.nics.len() == 1);
 }
 
 /// BAR of the first disk, where the machine puts it.

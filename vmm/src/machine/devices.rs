@@ -2,9 +2,11 @@
 
 use super::slots::{PlugError, Role};
 use crate::backend::file::DiskFile;
+use crate::backend::tap::Tap;
 use crate::jail::{ThreadKind, confine};
 use crate::virtio::VirtioDevice;
 use crate::virtio::blk::{Blk, BlkConfig};
+use crate::virtio::net::{Net, NetConfig};
 use crate::virtio::rng::Rng;
 use crate::virtio::worker::Confine;
 use std::fs::File;
@@ -45,9 +47,9 @@ pub fn disk(key: String, file: OwnedFd, read_only: bool, serial: &str) -> Result
 ///
 /// # Errors
 /// When the descriptor is no usable tap.
-pub fn nic(port: PortId, _tap: OwnedFd, _mac: Mac, _mtu: u16) -> Result<Made, PlugError> {
-    Err(PlugError::Host {
-        what: format!("network interface {port}"),
-        source: std::io::ErrorKind::Unsupported.into(),
-    })
+pub fn nic(port: PortId, tap: OwnedFd, mac: Mac, mtu: u16) -> Result<Made, PlugError> {
+    let failed = |source| PlugError::Host { what: format!("network interface {port}"), source };
+    let tap = Tap::new(File::from(tap)).map_err(|error| failed(std::io::Error::other(error)))?;
+    let device = Net::new(tap, NetConfig { mac: mac.0, mtu }, worker()).map_err(failed)?;
+    Ok((Role::Nic { port }, Box::new(device)))
 }

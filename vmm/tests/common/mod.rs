@@ -89,6 +89,29 @@ pub fn file(bytes: &[u8]) -> File {
     file
 }
 
+/// A tap in a network namespace of its own, or the one with this name here.
+pub fn tap(name: Option<String>) -> OwnedFd {
+    nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, libc::ifreq);
+    let make = move || {
+        if name.is_none() {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        }
+        let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+        // SAFETY: `ifreq` is plain bytes; zero is a value of each.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.as_deref().unwrap_or("tap0").bytes()) {
+            *to = i8::from_ne_bytes([from]);
+        }
+        request.ifr_ifru.ifru_flags =
+            i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR).unwrap();
+        // SAFETY: the kernel reads and writes one `ifreq`.
+        unsafe { set_interface(file.as_raw_fd(), &raw const request) }.unwrap();
+        OwnedFd::from(file)
+    };
+    // A thread of its own, whose namespace ends with it and the tap.
+    std::thread::spawn(make).join().unwrap()
+}
+
 impl Guest {
     pub fn start(plan: Plan) -> Self {
         let directory = tempfile::tempdir().unwrap();
