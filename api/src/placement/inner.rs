@@ -1,0 +1,105 @@
+//! Placement for the other services: in process, the same rules as over HTTP.
+
+use super::records::{self, Inventory, Resources};
+use super::rules::{self, Owner, Refusal, Room};
+use base::store::{Store, StoreError};
+use std::collections::BTreeMap;
+
+/// Memory that stays with the host, in MiB: what nova keeps by default. At most a quarter on small machines.
+const RESERVED_MEMORY_MB: i64 = 512;
+/// Over-commitment of processors that nova starts with.
+const CPU_RATIO: f64 = 4.0;
+
+/// What a host offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRoom {
+    /// Host name: the provider's name.
+    pub name: String,
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Pool size in GiB.
+    pub disk_gib: u64,
+}
+
+fn plain(total: u64, reserved: i64, ratio: f64) -> Inventory {
+    let total = i64::try_from(total).unwrap_or(i64::MAX);
+    Inventory {
+        total,
+        reserved: reserved.min(total / 4),
+        min_unit: 1,
+        max_unit: total.max(1),
+        step_size: 1,
+        ratio,
+    }
+}
+
+/// Makes sure that the host is a provider with this inventory. Ratios and reservations that an administrator has set
+/// through the API stay. Returns the provider's id.
+///
+/// # Errors
+/// When the database fails.
+pub async fn refresh_host(store: &Store, host: &HostRoom) -> Result<String, Refusal> {
+    store
+        .tx(|tx| async move {
+            let found = records::providers(&tx, Some(&host.name), None).await?.into_iter().next();
+            let uuid = match found {
+                Some(provider) => provider.uuid,
+                None => {
+                    let uuid = uuid::Uuid::new_v4().to_string();
+                    records::insert_provider(&tx, &uuid, &host.name, &api_kit::time::now()).await?;
+                    uuid
+                }
+            };
+            let present = records::inventories(&tx, &uuid).await?;
+            // Classes that somebody else reports stay theirs.
+            let mut wanted = present.clone();
+            for (class, fresh) in [
+                ("VCPU", plain(host.cpus.into(), 0, CPU_RATIO)),
+                ("MEMORY_MB", plain(host.memory_mib, RESERVED_MEMORY_MB, 1.0)),
+                ("DISK_GB", plain(host.disk_gib, 0, 1.0)),
+            ] {
+                let kept = match present.get(class) {
+                    Some(old) => Inventory { reserved: old.reserved, ratio: old.ratio, ..fresh },
+                    None => fresh,
+                };
+                wanted.insert(class.to_owned(), kept);
+            }
+            rules::put_inventories(&tx, &uuid, None, &wanted).await?;
+            Ok(uuid)
+        })
+        .await
+}
+
+/// Every provider with its room.
+///
+/// # Errors
+/// When the database fails.
+pub async fn rooms(store: &Store) -> Result<Vec<Room>, StoreError> {
+    rules::rooms(store).await
+}
+
+/// Claims the resources of one provider for a consumer, in one transaction with the check. Repeating it is harmless.
+///
+/// # Errors
+/// `NoRoom` when they do not fit now.
+pub async fn claim(
+    store: &Store,
+    consumer: &str,
+    owner: Owner<'_>,
+    provider: &str,
+    resources: &Resources,
+) -> Result<(), Refusal> {
+    let resources: Resources =
+        resources.iter().filter(|(_, n)| **n > 0).map(|(class, n)| (class.clone(), *n)).collect();
+    rules::put(store, consumer, owner, &BTreeMap::from([(provider.to_owned(), resources)])).await
+}
+
+/// Frees all that a consumer holds. Harmless when it holds nothing.
+///
+/// # Errors
+/// When the database fails.
+pub async fn release(store: &Store, consumer: &str) -> Result<(), Refusal> {
+    rules::put(store, consumer, Owner { project: "", user: "" }, &BTreeMap::new()).await
+}
