@@ -2,6 +2,8 @@
 
 use super::records::{self, Inventory, Resources};
 use super::rules::{self, Owner, Refusal, Room};
+use crate::app::App;
+use api_kit::Fault;
 use base::store::{Store, StoreError};
 use std::collections::BTreeMap;
 
@@ -102,4 +104,30 @@ pub async fn claim(
 /// When the database fails.
 pub async fn release(store: &Store, consumer: &str) -> Result<(), Refusal> {
     rules::put(store, consumer, Owner { project: "", user: "" }, &BTreeMap::new()).await
+}
+
+/// What a consumer holds: ids of its providers.
+///
+/// # Errors
+/// When the database fails.
+pub async fn holds(store: &Store, consumer: &str) -> Result<Vec<String>, StoreError> {
+    Ok(records::of_consumer(store, consumer).await?.into_keys().collect())
+}
+
+/// Asks the daemons what the host has, and keeps its provider up to date. A daemon that does not answer leaves the
+/// provider as it was.
+///
+/// # Errors
+/// When a daemon or the database does not answer.
+pub async fn report_host(app: &App) -> Result<(), Fault> {
+    let facts = app.host.call(&wire::host::DescribeHost {}).await?;
+    let pool = app.block.call(&wire::block::ListPool {}).await?;
+    let room = HostRoom {
+        name: facts.name,
+        cpus: facts.cpus,
+        memory_mib: facts.memory.0,
+        disk_gib: pool.total_bytes >> 30,
+    };
+    refresh_host(&app.store, &room).await?;
+    Ok(())
 }
