@@ -157,10 +157,7 @@ pub async fn bump(tx: &Tx, uuid: &str, now: &str) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// When the database fails.
-pub async fn inventories(
-    query: &impl Query,
-    uuid: &str,
-) -> Result<BTreeMap<String, Inventory>, StoreError> {
+pub async fn inventories(query: &impl Query, uuid: &str) -> Result<BTreeMap<String, Inventory>, StoreError> {
     let rows = query
         .rows(Sql::from("SELECT class, total, reserved, min_unit, max_unit, step_size, ratio FROM placement_inventories
              WHERE provider = $1"),
@@ -256,7 +253,8 @@ pub async fn of_consumer(
     consumer: &str,
 ) -> Result<BTreeMap<String, Resources>, StoreError> {
     let rows = query
-        .rows(Sql::from("SELECT provider, class, used FROM placement_allocations WHERE consumer = $1"),
+        .rows(
+            Sql::from("SELECT provider, class, used FROM placement_allocations WHERE consumer = $1"),
             args![consumer],
         )
         .await?;
@@ -267,12 +265,12 @@ pub async fn of_consumer(
 ///
 /// # Errors
 /// When the database fails.
-pub async fn of_provider(
-    query: &impl Query,
-    uuid: &str,
-) -> Result<BTreeMap<String, Resources>, StoreError> {
+pub async fn of_provider(query: &impl Query, uuid: &str) -> Result<BTreeMap<String, Resources>, StoreError> {
     let rows = query
-        .rows(Sql::from("SELECT consumer, class, used FROM placement_allocations WHERE provider = $1"), args![uuid])
+        .rows(
+            Sql::from("SELECT consumer, class, used FROM placement_allocations WHERE provider = $1"),
+            args![uuid],
+        )
         .await?;
     group(&rows, "consumer")
 }
@@ -289,10 +287,7 @@ fn group(rows: &[Row], key: &str) -> Result<BTreeMap<String, Resources>, StoreEr
 ///
 /// # Errors
 /// When the database fails.
-pub async fn consumer(
-    query: &impl Query,
-    uuid: &str,
-) -> Result<Option<(String, String)>, StoreError> {
+pub async fn consumer(query: &impl Query, uuid: &str) -> Result<Option<(String, String)>, StoreError> {
     let row = query
         .row(Sql::from("SELECT project_id, user_id FROM placement_consumers WHERE uuid = $1"), args![uuid])
         .await?;
@@ -427,7 +422,9 @@ pub enum Labels {
 /// When the database fails.
 pub async fn labels(query: &impl Query, kind: Labels, uuid: &str) -> Result<Vec<String>, StoreError> {
     let sql = match kind {
-        Labels::Traits => "SELECT trait AS label FROM placement_provider_traits WHERE provider = $1 ORDER BY trait",
+        Labels::Traits => {
+            "SELECT trait AS label FROM placement_provider_traits WHERE provider = $1 ORDER BY trait"
+        }
         Labels::Aggregates => {
             "SELECT aggregate AS label FROM placement_provider_aggregates WHERE provider = $1 ORDER BY aggregate"
         }

@@ -54,7 +54,11 @@ pub fn service() -> Service<App> {
     let get = |path, handler| Operation::new(Method::GET, path, handler);
     Service::new("placement", "placement", "/placement", FaultStyle::Placement)
         .micro(MicroRange { word: "placement", legacy: None, min: Micro(1, 0), max: MAX })
-        .operations([get("/", versions).name("versions:list").open().codes(200, &[]).summary("List versions")])
+        .operations([get("/", versions)
+            .name("versions:list")
+            .open()
+            .codes(200, &[])
+            .summary("List versions")])
         .operations(provider_operations())
         .operations(inventory_operations())
         .operations(other_operations())
@@ -347,7 +351,8 @@ async fn list_providers(call: Call<App>) -> Outcome {
 
 async fn create_provider(call: Call<App>) -> Outcome {
     let name = call.inner("name").as_str().unwrap_or_default();
-    let uuid = call.inner("uuid").as_str().map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_lowercase);
+    let uuid =
+        call.inner("uuid").as_str().map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_lowercase);
     let id = uuid.as_str();
     let made = call
         .app
@@ -356,7 +361,9 @@ async fn create_provider(call: Call<App>) -> Outcome {
         .await;
     match made {
         Err(StoreError::Duplicate(_)) => {
-            return Err(Fault::conflict(format!("Conflicting resource provider name: {name} already exists.")));
+            return Err(Fault::conflict(format!(
+                "Conflicting resource provider name: {name} already exists."
+            )));
         }
         other => other?,
     }
@@ -392,7 +399,8 @@ async fn delete_provider(call: Call<App>) -> Outcome {
         .store
         .tx(|tx| async move {
             if !records::usage(&tx, uuid).await?.is_empty() {
-                let text = format!("Unable to delete resource provider {uuid}: Resource provider has allocations.");
+                let text =
+                    format!("Unable to delete resource provider {uuid}: Resource provider has allocations.");
                 return Err(Refusal::InUse(text));
             }
             Ok(records::delete_provider(&tx, uuid).await?)
@@ -405,8 +413,10 @@ async fn provider_usages(call: Call<App>) -> Outcome {
     let it = provider(&call).await?;
     let used = records::usage(&call.app.store, &it.uuid).await?;
     let classes = records::inventories(&call.app.store, &it.uuid).await?;
-    let usages: Map<String, Value> =
-        classes.into_keys().map(|class| (class.clone(), json!(used.get(&class).copied().unwrap_or(0)))).collect();
+    let usages: Map<String, Value> = classes
+        .into_keys()
+        .map(|class| (class.clone(), json!(used.get(&class).copied().unwrap_or(0))))
+        .collect();
     Ok(Reply::json(200, json!({"resource_provider_generation": it.generation, "usages": usages})))
 }
 
@@ -457,8 +467,7 @@ async fn put_traits(call: Call<App>) -> Outcome {
         .tx(|tx| async move {
             rules::at_generation(&tx, uuid, known).await?;
             let names = records::names(&tx, Names::Traits).await?;
-            let unknown: Vec<String> =
-                given.iter().filter(|label| !names.contains(label)).cloned().collect();
+            let unknown: Vec<String> = given.iter().filter(|label| !names.contains(label)).cloned().collect();
             if unknown.is_empty() {
                 records::bump(&tx, uuid, &api_kit::time::now()).await?;
                 records::put_labels(&tx, Labels::Traits, uuid, given).await?;
@@ -518,7 +527,9 @@ async fn replace(
 ) -> Result<Provider, Fault> {
     for class in wanted.keys() {
         if !known_class(call, class).await? {
-            return Err(Fault::bad_request(format!("Unknown resource class in inventory: No such resource class {class}.")));
+            return Err(Fault::bad_request(format!(
+                "Unknown resource class in inventory: No such resource class {class}."
+            )));
         }
     }
     let done =
@@ -623,9 +634,9 @@ async fn put_allocations(call: Call<App>) -> Outcome {
     let text = |name| call.inner(name).as_str().unwrap_or("00000000-0000-0000-0000-000000000000");
     let owner = Owner { project: text("project_id"), user: text("user_id") };
     match rules::put(&call.app.store, consumer, owner, &wanted).await {
-        Err(refusal @ Refusal::NoProvider(_)) => {
-            Err(Fault::bad_request(format!("Allocation for resource provider that does not exist: {refusal}")))
-        }
+        Err(refusal @ Refusal::NoProvider(_)) => Err(Fault::bad_request(format!(
+            "Allocation for resource provider that does not exist: {refusal}"
+        ))),
         other => {
             other?;
             Ok(Reply::empty(204))
@@ -650,7 +661,9 @@ async fn candidates(call: Call<App>) -> Outcome {
     let wanted = parse_resources(text)?;
     for class in wanted.keys() {
         if !known_class(&call, class).await? {
-            return Err(Fault::bad_request(format!("Invalid resource class in resources parameter: {class}")));
+            return Err(Fault::bad_request(format!(
+                "Invalid resource class in resources parameter: {class}"
+            )));
         }
     }
     let (mut requests, mut summaries) = (Vec::new(), Map::new());

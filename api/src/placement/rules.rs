@@ -6,10 +6,26 @@ use std::collections::BTreeMap;
 
 /// Resource classes that every deployment has (those that this system's hosts may offer come first).
 pub const STANDARD_CLASSES: &[&str] = &[
-    "VCPU", "MEMORY_MB", "DISK_GB", "PCI_DEVICE", "SRIOV_NET_VF", "NUMA_SOCKET", "NUMA_CORE", "NUMA_THREAD",
-    "NUMA_MEMORY_MB", "IPV4_ADDRESS", "VGPU", "VGPU_DISPLAY_HEAD", "NET_BW_EGR_KILOBIT_PER_SEC",
-    "NET_BW_IGR_KILOBIT_PER_SEC", "PCPU", "MEM_ENCRYPTION_CONTEXT", "FPGA", "PGPU",
-    "NET_PACKET_RATE_KILOPACKET_PER_SEC", "NET_PACKET_RATE_EGR_KILOPACKET_PER_SEC",
+    "VCPU",
+    "MEMORY_MB",
+    "DISK_GB",
+    "PCI_DEVICE",
+    "SRIOV_NET_VF",
+    "NUMA_SOCKET",
+    "NUMA_CORE",
+    "NUMA_THREAD",
+    "NUMA_MEMORY_MB",
+    "IPV4_ADDRESS",
+    "VGPU",
+    "VGPU_DISPLAY_HEAD",
+    "NET_BW_EGR_KILOBIT_PER_SEC",
+    "NET_BW_IGR_KILOBIT_PER_SEC",
+    "PCPU",
+    "MEM_ENCRYPTION_CONTEXT",
+    "FPGA",
+    "PGPU",
+    "NET_PACKET_RATE_KILOPACKET_PER_SEC",
+    "NET_PACKET_RATE_EGR_KILOPACKET_PER_SEC",
     "NET_PACKET_RATE_IGR_KILOPACKET_PER_SEC",
 ];
 
@@ -76,7 +92,9 @@ impl std::fmt::Display for Shortage {
             _ => n.to_string(),
         };
         match self.max_unit {
-            Some(most) => write!(f, "needs {}, one consumer may have at most {}", amount(self.needs), short(most)),
+            Some(most) => {
+                write!(f, "needs {}, one consumer may have at most {}", amount(self.needs), short(most))
+            }
             None => write!(f, "needs {}, {} free", amount(self.needs), short(self.free)),
         }
     }
@@ -125,12 +143,9 @@ impl Room {
         let mut short = Vec::new();
         for (class, amount) in resources.iter().filter(|(_, amount)| **amount > 0) {
             match self.inventories.get(class) {
-                None => short.push(Shortage {
-                    class: class.clone(),
-                    needs: *amount,
-                    free: 0,
-                    max_unit: None,
-                }),
+                None => {
+                    short.push(Shortage { class: class.clone(), needs: *amount, free: 0, max_unit: None })
+                }
                 Some(it) => {
                     short.extend(it.shortage(class, self.used.get(class).copied().unwrap_or(0), *amount));
                 }
@@ -201,15 +216,14 @@ pub async fn replace(
     }
     records::put_consumer(tx, consumer, owner.project, owner.user, &now).await?;
     for (uuid, resources) in wanted {
-        let provider = records::provider_by_id(tx, uuid)
-            .await?
-            .ok_or_else(|| Refusal::NoProvider(uuid.clone()))?;
+        let provider =
+            records::provider_by_id(tx, uuid).await?.ok_or_else(|| Refusal::NoProvider(uuid.clone()))?;
         let room = room(tx, provider).await?;
         for (class, amount) in resources {
-            let inventory = room.inventories.get(class).ok_or_else(|| Refusal::NoInventory {
-                class: class.clone(),
-                provider: uuid.clone(),
-            })?;
+            let inventory = room
+                .inventories
+                .get(class)
+                .ok_or_else(|| Refusal::NoInventory { class: class.clone(), provider: uuid.clone() })?;
             let used = room.used.get(class).copied().unwrap_or(0);
             if let Some(shortage) = inventory.shortage(class, used, *amount) {
                 return Err(Refusal::NoRoom { provider: uuid.clone(), shortage });
@@ -261,9 +275,7 @@ pub async fn put_inventories(
     let used = records::usage(tx, uuid).await?;
     for class in present.keys().filter(|class| !wanted.contains_key(*class)) {
         if used.contains_key(class) {
-            return Err(Refusal::InUse(format!(
-                "Inventory for {class} on resource provider {uuid} in use."
-            )));
+            return Err(Refusal::InUse(format!("Inventory for {class} on resource provider {uuid} in use.")));
         }
         records::delete_inventory(tx, uuid, class).await?;
     }
@@ -278,9 +290,8 @@ pub async fn put_inventories(
 /// # Errors
 /// Unknown provider, stale generation, database.
 pub async fn at_generation(tx: &Tx, uuid: &str, known: Option<i64>) -> Result<Provider, Refusal> {
-    let provider = records::provider_by_id(tx, uuid)
-        .await?
-        .ok_or_else(|| Refusal::NoProvider(uuid.to_owned()))?;
+    let provider =
+        records::provider_by_id(tx, uuid).await?.ok_or_else(|| Refusal::NoProvider(uuid.to_owned()))?;
     match known {
         Some(known) if known != provider.generation => {
             Err(Refusal::Generation { present: provider.generation })

@@ -8,9 +8,7 @@ use std::collections::BTreeMap;
 const OWNER: Owner<'static> = Owner { project: "p", user: "u" };
 
 fn resources(cpus: i64, memory: i64, disk: i64) -> Resources {
-    [("VCPU", cpus), ("MEMORY_MB", memory), ("DISK_GB", disk)]
-        .map(|(class, n)| (class.to_owned(), n))
-        .into()
+    [("VCPU", cpus), ("MEMORY_MB", memory), ("DISK_GB", disk)].map(|(class, n)| (class.to_owned(), n)).into()
 }
 
 async fn host(store: &Store, memory_mib: u64) -> String {
@@ -75,7 +73,9 @@ async fn what_does_not_fit_changes_nothing_and_says_by_how_much() {
         inner::claim(&db.store, "c", OWNER, &provider, &resources(1, 1024, 1)).await.unwrap();
         let wanted = BTreeMap::from([(provider.clone(), resources(1, 9000, 1))]);
         let refusal = put(&db.store, "c", OWNER, &wanted).await.unwrap_err();
-        assert!(refusal.to_string().ends_with("needs 9000 MB of memory, one consumer may have at most 8192 MB"));
+        assert!(
+            refusal.to_string().ends_with("needs 9000 MB of memory, one consumer may have at most 8192 MB")
+        );
         assert_eq!(records::usage(&db.store, &provider).await.unwrap(), resources(1, 1024, 1));
         let room = &rooms(&db.store).await.unwrap()[0];
         let short: Vec<String> =
@@ -125,4 +125,49 @@ fn capacity_is_whole_and_never_negative() {
     assert_eq!(it.capacity(), 4);
     assert_eq!(Inventory { reserved: 9, ..it.clone() }.capacity(), 0);
     assert!(Inventory { step_size: 2, ..it }.shortage("X", 0, 3).is_some());
+}
+
+#[tokio::test]
+async fn the_rest_interface_reads_and_claims_by_the_same_rules() {
+    use crate::testing::Cloud;
+    use serde_json::json;
+    assert_eq!(api_kit::coverage::faults(&[crate::placement::service()]), Vec::<String>::new());
+    let cloud = Cloud::new().await;
+    let made = cloud.call("admin", "POST", "/placement/resource_providers", Some(json!({"name": "h"}))).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let list = cloud.call("admin", "GET", "/placement/resource_providers?name=h", None).await;
+    let uuid = list.json["resource_providers"][0]["uuid"].as_str().unwrap().to_owned();
+    let path = format!("/placement/resource_providers/{uuid}/inventories");
+    let body = json!({"resource_provider_generation": 0, "inventories": {"VCPU": {"total": 4}}});
+    assert_eq!(cloud.call("admin", "PUT", &path, Some(body.clone())).await.status, 200);
+    let stale = cloud
+        .call(
+            "admin",
+            "PUT",
+            &path,
+            Some(json!({"resource_provider_generation": 0,
+        "inventories": {"VCPU": {"total": 5}}})),
+        )
+        .await;
+    assert_eq!(stale.status, 409, "{stale:?}");
+    assert_eq!(cloud.call("demo", "GET", &path, None).await.status, 403);
+    let version = [("openstack-api-version", "placement 1.12"), ("content-type", "application/json")];
+    let consumer = format!("/placement/allocations/{}", uuid::Uuid::new_v4());
+    let ask = async |n: i64| {
+        let body =
+            json!({"project_id": "p", "user_id": "u", "allocations": {&uuid: {"resources": {"VCPU": n}}}});
+        cloud.call_with("admin", "PUT", &consumer, &version, body.to_string().into()).await
+    };
+    assert_eq!(ask(3).await.status, 204);
+    let over = ask(5).await;
+    assert_eq!(over.status, 409);
+    assert!(over.json["errors"][0]["detail"].as_str().unwrap().contains("needs 5 vCPUs, 4 free"), "{over:?}");
+    let fits = async |query: &str| {
+        let path = format!("/placement/allocation_candidates?resources={query}");
+        cloud.call_with("admin", "GET", &path, &version, bytes::Bytes::new()).await.json
+    };
+    assert_eq!(fits("VCPU:1").await["allocation_requests"][0]["allocations"][&uuid]["resources"]["VCPU"], 1);
+    assert_eq!(fits("VCPU:2").await["allocation_requests"], json!([]));
+    assert_eq!(cloud.call("admin", "DELETE", &consumer, None).await.status, 204);
+    assert_eq!(cloud.call("admin", "DELETE", &consumer, None).await.status, 404);
 }

@@ -81,4 +81,5 @@ pub const PROVIDER_TRAITS: &str = r#"{"type":"object","properties":{"resource_pr
 "traits":{"type":"array","items":{"type":"string","pattern":"^[A-Z0-9_]+$","maxLength":255},"uniqueItems":true}},
 "required":["traits","resource_provider_generation"],"additionalProperties":false}"#;
 
-pub const AGGREGATES: &str = r#"{"type":"array","items":{"type":"string","format":"uuid"},"uniqueItems":true}"#;
+pub const AGGREGATES: &str =
+    r#"{"type":"array","items":{"type":"string","format":"uuid"},"uniqueItems":true}"#;
