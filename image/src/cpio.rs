@@ -2,6 +2,8 @@
 //! `driver-api/early-userspace/buffer-format.rst`). Uncompressed: unpacking under software emulation costs more than reading.
 
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 /// Archive being written. Every file belongs to root and has time stamp zero, so equal input gives equal bytes.
 pub struct Archive<W: Write> {
@@ -50,6 +52,28 @@ impl<W: Write> Archive<W> {
     /// When writing fails.
     pub fn character_device(&mut self, path: &str, mode: u32, major: u32, minor: u32) -> io::Result<()> {
         self.entry(path, CHARACTER | (mode & 0o7777), &[], (major, minor))
+    }
+
+    /// Adds the folder `source` as `path`, with all that is below it: folders, files with their permission bits, links.
+    ///
+    /// # Errors
+    /// When reading or writing fails.
+    pub fn tree(&mut self, source: &Path, path: &str) -> io::Result<()> {
+        let mut entries: Vec<_> = std::fs::read_dir(source)?.collect::<Result<_, _>>()?;
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            let name = format!("{path}/{}", entry.file_name().to_string_lossy());
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                self.directory(&name)?;
+                self.tree(&entry.path(), &name)?;
+            } else if kind.is_symlink() {
+                self.symlink(&name, &std::fs::read_link(entry.path())?.to_string_lossy())?;
+            } else {
+                self.file(&name, entry.metadata()?.permissions().mode(), &std::fs::read(entry.path())?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the archive and gives the writer back.

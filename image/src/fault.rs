@@ -1,6 +1,7 @@
 //! What can go wrong while packing, and running tools so that their failure explains itself.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -110,6 +111,19 @@ impl Tool {
     pub fn run_command(self, mut command: Command) -> Result<Vec<u8>, Fault> {
         // Messages are read by people and by tests: not in the language of whoever builds.
         command.env("LC_ALL", "C").env("PATH", search_path()).stdin(Stdio::null());
+        self.finish(&mut command)
+    }
+
+    /// As [`Tool::run`], with `input` as its standard input.
+    ///
+    /// # Errors
+    /// As [`Tool::run`].
+    pub fn run_with_input(self, mut command: Command, input: File) -> Result<Vec<u8>, Fault> {
+        command.env("LC_ALL", "C").env("PATH", search_path()).stdin(input);
+        self.finish(&mut command)
+    }
+
+    fn finish(self, command: &mut Command) -> Result<Vec<u8>, Fault> {
         let output = command.output().map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => {
                 Fault::ToolMissing { tool: self.name.into(), package: self.package }

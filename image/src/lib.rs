@@ -5,6 +5,7 @@
 //! `mkfs` from a directory, partition tables are written here. A build ends in a rename, so a killed one leaves the last
 //! whole image (or none), never half of one.
 
+pub mod appliance;
 pub mod cpio;
 pub mod fault;
 pub mod guest;

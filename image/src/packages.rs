@@ -85,6 +85,25 @@ impl Cache {
             .collect()
     }
 
+    /// The package that `meta` depends on and whose name begins with `prefix`: how a name without a version leads to today's
+    /// kernel.
+    ///
+    /// # Errors
+    /// As [`Cache::get`]; [`Fault::PackageLayout`] when there is no such dependency.
+    pub fn dependency(&self, meta: &Package, prefix: &str) -> Result<Package, Fault> {
+        let depends = meta.field("Depends")?;
+        let missing =
+            || Fault::PackageLayout { package: meta.name.clone(), path: format!("dependency on {prefix}*") };
+        let name = depends.split([' ', ',']).find(|name| name.starts_with(prefix)).ok_or_else(missing)?;
+        self.get(&[name])?.pop().ok_or_else(missing)
+    }
+
+    /// The cache folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
     /// Package name to newest file (by time stamp, as apt sets the archive's).
     fn scan(&self) -> Result<BTreeMap<String, PathBuf>, Fault> {
         let mut found: BTreeMap<String, (std::time::SystemTime, PathBuf)> = BTreeMap::new();
@@ -107,7 +126,7 @@ impl Cache {
         Ok(found.into_iter().map(|(name, (_, file))| (name, file)).collect())
     }
 
-    fn mirror(&self, names: &[&str], message: &str) -> Fault {
+    pub(crate) fn mirror(&self, names: &[&str], message: &str) -> Fault {
         Fault::Mirror { packages: names.join(" "), message: message.to_owned(), cache: self.dir.clone() }
     }
 

@@ -153,12 +153,7 @@ fn fetch(cache: &Cache) -> Result<Vec<Package>, Fault> {
     names.extend(recipe::TAKES.iter().map(|take| take.package));
     let mut packages = cache.get(&names)?;
     let meta = packages.remove(0);
-    let depends = meta.field("Depends")?;
-    let kernel =
-        depends.split([' ', ',']).find(|name| name.starts_with("linux-image-")).ok_or_else(|| {
-            Fault::PackageLayout { package: meta.name.clone(), path: "dependency on a kernel image".into() }
-        })?;
-    packages.extend(cache.get(&[kernel])?);
+    packages.push(cache.dependency(&meta, "linux-image-")?);
     Ok(packages)
 }
 
@@ -188,7 +183,8 @@ fn present(out: &OutDir, recipe: &str) -> Option<Facts> {
     (whole && facts.recipe == recipe).then_some(facts)
 }
 
-fn kernel_release(kernel_dir: &Path) -> Result<String, Fault> {
+/// The release that a kernel package holds.
+pub(crate) fn kernel_release(kernel_dir: &Path) -> Result<String, Fault> {
     let boot = kernel_dir.join("boot");
     std::fs::read_dir(&boot)
         .map_err(Fault::file("read folder", &boot))?
