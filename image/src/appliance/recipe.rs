@@ -118,6 +118,37 @@ pub const DROPPED_FILES: &[&str] = &[
 
 /// Own files: path, permission bits, content.
 pub const FILES: &[(&str, u32, &str)] = &[
+    (
+        "etc/systemd/system/ferro-prepare.service",
+        0o644,
+        include_str!("../../data/appliance/units/ferro-prepare.service"),
+    ),
+    (
+        "etc/systemd/system/ferro-blockd.service",
+        0o644,
+        include_str!("../../data/appliance/units/ferro-blockd.service"),
+    ),
+    (
+        "etc/systemd/system/ferro-netd.service",
+        0o644,
+        include_str!("../../data/appliance/units/ferro-netd.service"),
+    ),
+    (
+        "etc/systemd/system/ferro-hostd.service",
+        0o644,
+        include_str!("../../data/appliance/units/ferro-hostd.service"),
+    ),
+    (
+        "etc/systemd/system/ferro-api.service",
+        0o644,
+        include_str!("../../data/appliance/units/ferro-api.service"),
+    ),
+    ("etc/ferrostack/api.toml", 0o644, include_str!("../../data/appliance/etc/api.toml")),
+    ("etc/ferrostack/hostd.toml", 0o644, include_str!("../../data/appliance/etc/hostd.toml")),
+    ("etc/ferrostack/netd.toml", 0o644, include_str!("../../data/appliance/etc/netd.toml")),
+    ("etc/ferrostack/blockd.toml", 0o644, include_str!("../../data/appliance/etc/blockd.toml")),
+    ("etc/tmpfiles.d/ferrostack.conf", 0o644, include_str!("../../data/appliance/tmpfiles.conf")),
+    ("usr/lib/ferrostack/first-steps", 0o755, include_str!("../../data/appliance/first-steps")),
     ("usr/lib/ferrostack/disk", 0o755, include_str!("../../data/appliance/disk")),
     ("usr/lib/ferrostack/console", 0o755, include_str!("../../data/appliance/console")),
     ("usr/lib/ferrostack/repart.d/data.conf", 0o644, include_str!("../../data/appliance/data.repart")),
@@ -141,6 +172,10 @@ pub const FILES: &[(&str, u32, &str)] = &[
         0o644,
         "tun\nveth\nbridge\nnf_conntrack_bridge\nnf_tables\nnft_ct\nnft_nat\nvhost_net\n",
     ),
+    // Empty, not absent: an identity per start without the rituals of a first boot.
+    ("etc/machine-id", 0o444, ""),
+    ("etc/.updated", 0o644, ""),
+    ("var/.updated", 0o644, ""),
     ("etc/hostname", 0o644, "ferrostack\n"),
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n127.0.1.1 ferrostack\n::1 localhost\n"),
     (
@@ -170,6 +205,10 @@ pub const LINKS: &[(&str, &str)] = &[
         "etc/systemd/system/multi-user.target.wants/systemd-resolved.service",
         "/lib/systemd/system/systemd-resolved.service",
     ),
+    ("etc/systemd/system/multi-user.target.wants/ferro-blockd.service", "../ferro-blockd.service"),
+    ("etc/systemd/system/multi-user.target.wants/ferro-netd.service", "../ferro-netd.service"),
+    ("etc/systemd/system/multi-user.target.wants/ferro-hostd.service", "../ferro-hostd.service"),
+    ("etc/systemd/system/multi-user.target.wants/ferro-api.service", "../ferro-api.service"),
     ("etc/resolv.conf", "/run/systemd/resolve/stub-resolv.conf"),
     ("etc/localtime", "/usr/share/zoneinfo/UTC"),
     // Nothing to log in to: no password exists, and no prompt suggests one.
@@ -184,6 +223,12 @@ pub const LINKS: &[(&str, &str)] = &[
     ("etc/systemd/system/e2scrub_reap.service", "/dev/null"),
     ("etc/systemd/system/fstrim.timer", "/dev/null"),
     ("etc/systemd/system/systemd-networkd-wait-online.service", "/dev/null"),
+    ("etc/systemd/system/systemd-hwdb-update.service", "/dev/null"),
+    ("etc/systemd/system/systemd-binfmt.service", "/dev/null"),
+    ("etc/systemd/system/proc-sys-fs-binfmt_misc.automount", "/dev/null"),
+    ("etc/systemd/system/sys-kernel-debug.mount", "/dev/null"),
+    ("etc/systemd/system/sys-kernel-tracing.mount", "/dev/null"),
+    ("etc/systemd/system/modprobe@drm.service", "/dev/null"),
     ("etc/systemd/system/systemd-update-utmp.service", "/dev/null"),
     ("etc/systemd/system/systemd-update-utmp-runlevel.service", "/dev/null"),
 ];

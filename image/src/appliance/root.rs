@@ -132,8 +132,6 @@ fn install_product(tree: &Path, source: &Source<'_>) -> Result<(), Fault> {
     }
     append(tree, "etc/group", &format!("{}:x:{}:\n", recipe::GROUP.0, recipe::GROUP.1))?;
     append(tree, "etc/gshadow", &format!("{}:!*::\n", recipe::GROUP.0))?;
-    // A fresh identity for every machine; systemd makes it at start.
-    install(tree, "etc/machine-id", 0o444, b"uninitialized\n")?;
     let version = env!("CARGO_PKG_VERSION");
     install(
         tree,

@@ -68,7 +68,7 @@ pub fn command(machine: &Machine) -> Command {
         qemu.arg("-drive").arg(with_path("if=pflash,format=raw,file=", variables));
     }
     qemu.arg("-drive").arg(with_path("format=raw,if=none,id=disk,cache=unsafe,file=", &machine.disk));
-    qemu.args(["-device", "virtio-blk-pci,drive=disk,bootindex=0", "-device", "virtio-rng-pci"]);
+    qemu.args(["-device", "virtio-blk-pci,drive=disk", "-device", "virtio-rng-pci"]);
     qemu.args([
         "-netdev",
         &format!("user,id=uplink{}", machine.network),
