@@ -135,7 +135,7 @@ fn check_unsupported(call: &Call<App>) -> Result<(), Fault> {
     Ok(())
 }
 
-pub(super) async fn create(mut call: Call<App>) -> Outcome {
+pub(super) async fn create(call: Call<App>) -> Outcome {
     let place = place(&call);
     enter(&call, &place, Deed::Write).await?;
     check_name(&place.name)?;
