@@ -1,0 +1,169 @@
+//! The command line of a QEMU: a q35 machine in software emulation, everything handed in as a descriptor.
+
+use super::{CONSOLE_SET, disk_device, disk_node, nic_device, nic_node, port_name};
+use crate::hypervisor::Plan;
+use serde_json::json;
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use wire::host::{DiskSpec, NicSpec};
+use wire::machine::{Identity, MAX_DISKS, MAX_NICS};
+
+/// Root ports beyond those that the machine starts with: how many devices can be plugged in before the next start.
+/// Each costs the guest some boot time, so there are not always all.
+const SPARE: usize = 8;
+
+/// The descriptors that go with the command line.
+#[derive(Debug, Clone)]
+pub struct Numbers {
+    /// Listening monitor socket.
+    pub monitor: RawFd,
+    /// Console log, opened to append.
+    pub console: RawFd,
+    /// Kernel.
+    pub kernel: RawFd,
+    /// Initial RAM disk.
+    pub initrd: Option<RawFd>,
+    /// Disks in their order.
+    pub disks: Vec<RawFd>,
+    /// Taps in their order.
+    pub taps: Vec<RawFd>,
+}
+
+/// Number of root ports of a machine.
+#[must_use]
+pub fn ports(plan: &Plan) -> usize {
+    (plan.spec.disks.len() + plan.spec.nics.len() + SPARE).min(MAX_DISKS + MAX_NICS)
+}
+
+/// The whole command line. Disks take the first root ports, network interfaces the next.
+#[must_use]
+pub fn arguments(plan: &Plan, numbers: &Numbers, command_line: &str) -> Vec<OsString> {
+    let id = plan.seat.id;
+    let identity = Identity::default();
+    let mut line = Line(Vec::new());
+    line.pair("-name", format!("guest={id}"));
+    line.flags(&["-nodefaults", "-no-user-config", "-display", "none"]);
+    // No SATA, USB, sound or graphics: less to emulate, less to attack.
+    line.pair(
+        "-machine",
+        "q35,accel=tcg,vmport=off,smm=off,sata=off,smbus=off,usb=off,graphics=off,hpet=off,dump-guest-core=off",
+    );
+    // Five-level page tables would cost every emulated page walk a level.
+    line.pair("-cpu", "max,la57=off");
+    line.pair("-smp", plan.spec.vcpus.to_string());
+    line.pair("-m", format!("{}M", plan.spec.memory.0));
+    line.pair("-uuid", id.to_string());
+    line.pair(
+        "-smbios",
+        format!(
+            "type=1,manufacturer={},product={},version={},serial={id},uuid={id}",
+            identity.manufacturer, identity.product, identity.version
+        ),
+    );
+    line.pair("-rtc", "base=utc");
+    // A guest that resets or powers off leaves QEMU standing still: hostd asks it why, also after a restart of its own.
+    line.pair("-action", "reboot=shutdown,shutdown=pause,panic=none");
+    line.pair("-trace", "qemu_system_shutdown_request");
+    line.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    line.pair("-chardev", format!("socket,id=monitor,fd={},server=on,wait=off", numbers.monitor));
+    line.pair("-mon", "chardev=monitor,mode=control");
+    line.pair("-add-fd", format!("fd={},set={CONSOLE_SET}", numbers.console));
+    line.pair("-chardev", format!("file,id=console,path=/dev/fdset/{CONSOLE_SET},append=on"));
+    line.pair("-serial", "chardev:console");
+    line.pair("-kernel", format!("/proc/self/fd/{}", numbers.kernel));
+    if let Some(initrd) = numbers.initrd {
+        line.pair("-initrd", format!("/proc/self/fd/{initrd}"));
+    }
+    if !command_line.is_empty() {
+        line.pair("-append", command_line);
+    }
+    line.pair("-object", "rng-builtin,id=entropy");
+    line.pair("-device", "virtio-rng-pci,rng=entropy,bus=pcie.0,addr=1,romfile=");
+    for port in 0..ports(plan) {
+        line.pair("-device", root_port(port));
+    }
+    for (port, (disk, fd)) in plan.spec.disks.iter().zip(&numbers.disks).enumerate() {
+        line.pair("-add-fd", format!("fd={fd},set={port}"));
+        line.pair("-blockdev", blockdev(port, disk).to_string());
+        line.pair("-device", disk_options(port, disk).to_string());
+    }
+    let first = plan.spec.disks.len();
+    for (at, (nic, fd)) in plan.spec.nics.iter().zip(&numbers.taps).enumerate() {
+        let port = first + at;
+        line.pair("-netdev", format!("tap,id={},fd={fd},vhost=off", nic_node(port)));
+        line.pair("-device", nic_options(port, nic).to_string());
+    }
+    if plan.paused {
+        line.flags(&["-S"]);
+    }
+    line.0
+}
+
+struct Line(Vec<OsString>);
+
+impl Line {
+    fn pair(&mut self, name: &str, value: impl Into<OsString>) {
+        self.0.push(name.into());
+        self.0.push(value.into());
+    }
+
+    fn flags(&mut self, flags: &[&str]) {
+        self.0.extend(flags.iter().map(OsString::from));
+    }
+}
+
+/// Eight root ports share a PCI slot; slot 0 is the bridge and slot 1 the entropy device.
+fn root_port(port: usize) -> String {
+    let (slot, function, chassis) = (2 + port / 8, port % 8, port + 1);
+    format!(
+        "pcie-root-port,id={},bus=pcie.0,chassis={chassis},port={port},addr={slot:x}.{function:x},multifunction=on,io-reserve=0",
+        port_name(port)
+    )
+}
+
+/// The block node of the disk at a root port; its file is the descriptor set of the same number.
+#[must_use]
+pub fn blockdev(port: usize, disk: &DiskSpec) -> serde_json::Value {
+    json!({
+        "driver": "raw",
+        "node-name": disk_node(port),
+        "read-only": disk.read_only,
+        "discard": "unmap",
+        "file": {
+            "driver": "file",
+            "filename": format!("/dev/fdset/{port}"),
+            "locking": "off",
+            "discard": "unmap",
+            "read-only": disk.read_only,
+        },
+    })
+}
+
+/// The disk's device.
+#[must_use]
+pub fn disk_options(port: usize, disk: &DiskSpec) -> serde_json::Value {
+    json!({
+        "driver": "virtio-blk-pci",
+        "id": disk_device(&disk.key),
+        "bus": port_name(port),
+        "drive": disk_node(port),
+        "serial": disk.serial,
+        // A full pool is the guest's I/O error to handle; a machine that stands still for it would look hung.
+        "werror": "report",
+        "rerror": "report",
+    })
+}
+
+/// The network interface's device.
+#[must_use]
+pub fn nic_options(port: usize, nic: &NicSpec) -> serde_json::Value {
+    json!({
+        "driver": "virtio-net-pci",
+        "id": nic_device(nic.port),
+        "bus": port_name(port),
+        "netdev": nic_node(port),
+        "mac": nic.mac.to_string(),
+        "host_mtu": nic.mtu,
+        "romfile": "",
+    })
+}

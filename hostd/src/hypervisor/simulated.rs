@@ -1,0 +1,188 @@
+//! Machines without guests, for figures of the control plane and for tests of the driver.
+//!
+//! A machine is a file, so it outlives `hostd` as a process would. Its guest boots at once, shuts down when the button
+//! is pressed and gives devices back when asked, unless a test says otherwise.
+
+use super::{Adopted, Control, DiskNow, End, How, Hypervisor, Kind, Life, Machine, Plan, Seat, Status};
+use crate::durable;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
+use wire::Refused;
+use wire::ids::{PortId, ServerId};
+
+/// The machines.
+#[derive(Debug, Default)]
+pub struct Simulated {
+    deaf: Arc<Mutex<BTreeSet<ServerId>>>,
+    live: Mutex<BTreeMap<ServerId, watch::Sender<Guest>>>,
+    starts: Mutex<BTreeMap<ServerId, u64>>,
+}
+
+/// A machine as its file has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Guest {
+    paused: bool,
+    disks: Vec<String>,
+    nics: Vec<PortId>,
+    end: Option<End>,
+    gone: bool,
+}
+
+impl Simulated {
+    /// No machine yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes a guest ignore the power button and requests to give devices back, or listen again.
+    pub fn make_deaf(&self, id: ServerId, deaf: bool) {
+        let mut all = self.deaf.lock().unwrap_or_else(PoisonError::into_inner);
+        if deaf {
+            all.insert(id);
+        } else {
+            all.remove(&id);
+        }
+    }
+
+    /// Lets a machine end as its guest would.
+    pub fn end(&self, id: ServerId, how: How, detail: &str) {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(guest) = live.get(&id) {
+            guest.send_modify(|guest| guest.end = Some(End { how, detail: detail.into() }));
+        }
+    }
+
+    /// How often a machine was started.
+    #[must_use]
+    pub fn starts(&self, id: ServerId) -> u64 {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied().unwrap_or_default()
+    }
+
+    fn machine(&self, seat: &Seat, guest: Guest) -> Box<dyn Machine> {
+        let (state, seen) = watch::channel(guest);
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).insert(seat.id, state.clone());
+        Box::new(Puppet {
+            id: seat.id,
+            path: path(seat),
+            state,
+            seen: Mutex::new(seen),
+            deaf: self.deaf.clone(),
+        })
+    }
+}
+
+fn path(seat: &Seat) -> PathBuf {
+    seat.run.join("simulated.json")
+}
+
+fn lost(error: std::io::Error) -> Refused {
+    Refused::internal(format!("cannot keep the simulated machine's file: {error}"))
+}
+
+impl Hypervisor for Simulated {
+    fn kind(&self) -> Kind {
+        Kind::Simulated
+    }
+
+    fn start(&self, plan: Plan) -> BoxFuture<'_, Result<Box<dyn Machine>, Refused>> {
+        async move {
+            *self.starts.lock().unwrap_or_else(PoisonError::into_inner).entry(plan.seat.id).or_default() += 1;
+            let guest = Guest {
+                paused: plan.paused,
+                disks: plan.spec.disks.iter().map(|disk| disk.key.clone()).collect(),
+                nics: plan.spec.nics.iter().map(|nic| nic.port).collect(),
+                end: None,
+                gone: false,
+            };
+            durable::write(&path(&plan.seat), &guest).map_err(lost)?;
+            Ok(self.machine(&plan.seat, guest))
+        }
+        .boxed()
+    }
+
+    fn adopt(&self, seat: Seat, _pid: Option<i32>) -> BoxFuture<'_, Result<Adopted, Refused>> {
+        async move {
+            Ok(match durable::read::<Guest>(&path(&seat)).map_err(lost)? {
+                Some(guest) => Adopted::Machine(self.machine(&seat, guest)),
+                None => Adopted::Gone,
+            })
+        }
+        .boxed()
+    }
+}
+
+struct Puppet {
+    id: ServerId,
+    path: PathBuf,
+    state: watch::Sender<Guest>,
+    seen: Mutex<watch::Receiver<Guest>>,
+    deaf: Arc<Mutex<BTreeSet<ServerId>>>,
+}
+
+impl Puppet {
+    fn apply(&self, control: Control) -> Result<(), Refused> {
+        let deaf = self.deaf.lock().unwrap_or_else(PoisonError::into_inner).contains(&self.id);
+        let mut guest = self.state.borrow().clone();
+        match control {
+            Control::Pause => guest.paused = true,
+            Control::Resume => guest.paused = false,
+            Control::PowerButton if !deaf && !guest.paused => {
+                guest.end = Some(End { how: How::PowerOff, detail: String::new() });
+            }
+            Control::PlugDisk(disk) if !guest.disks.contains(&disk.key) => guest.disks.push(disk.key),
+            Control::UnplugDisk(key) if !deaf => guest.disks.retain(|other| *other != key),
+            Control::PlugNic(nic) if !guest.nics.contains(&nic.port) => guest.nics.push(nic.port),
+            Control::UnplugNic(port) if !deaf => guest.nics.retain(|other| *other != port),
+            Control::PowerButton
+            | Control::PlugDisk(_)
+            | Control::UnplugDisk(_)
+            | Control::PlugNic(_)
+            | Control::UnplugNic(_)
+            | Control::ResizeDisk(..) => (),
+        }
+        durable::write(&self.path, &guest).map_err(lost)?;
+        self.state.send_replace(guest);
+        Ok(())
+    }
+}
+
+impl Machine for Puppet {
+    fn status(&self) -> BoxFuture<'_, Result<Status, Refused>> {
+        let guest = self.seen.lock().unwrap_or_else(PoisonError::into_inner).borrow_and_update().clone();
+        let life = match guest.end {
+            Some(end) => Life::Ended(end),
+            None if guest.paused => Life::Paused,
+            None => Life::Running,
+        };
+        let disks = guest.disks.into_iter().map(|key| DiskNow { key, bytes: None }).collect();
+        futures::future::ready(Ok(Status { life, disks, nics: guest.nics })).boxed()
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        async move {
+            if seen.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+        .boxed()
+    }
+
+    fn control(&self, control: Control) -> BoxFuture<'_, Result<(), Refused>> {
+        futures::future::ready(self.apply(control)).boxed()
+    }
+
+    fn kill(&self) -> BoxFuture<'_, ()> {
+        self.state.send_modify(|guest| guest.gone = true);
+        if let Err(error) = durable::remove_file(&self.path) {
+            tracing::error!(server = %self.id, %error, "cannot remove a simulated machine");
+        }
+        futures::future::ready(()).boxed()
+    }
+}

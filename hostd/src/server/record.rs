@@ -1,0 +1,100 @@
+//! How far a server got: `record.json`, and the server's directories.
+
+use crate::durable;
+use crate::hypervisor::{Kind, Seat};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use wire::Generation;
+use wire::host::DiskSpec;
+
+/// How far a server got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Latest generation that was reached or failed.
+    pub settled: Generation,
+    /// Why the latest one failed.
+    pub fault: Option<String>,
+    /// Reboots done of those asked for.
+    pub reboots: u64,
+    /// Whether there is a machine.
+    pub run: Run,
+    /// The boot of the host that `run` is about.
+    pub boot: String,
+    /// Disks as they were plugged in.
+    #[serde(default)]
+    pub plugged: BTreeMap<String, DiskSpec>,
+}
+
+/// Whether there is a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "run", rename_all = "snake_case")]
+pub enum Run {
+    /// There is none; a process that is found is to be killed.
+    Down(Down),
+    /// One is being started. A process that is found is the new one: an earlier one was gone before this was written.
+    Starting {
+        /// By which hypervisor.
+        kind: Kind,
+        /// Count of reboots that this start fulfils.
+        reboots: u64,
+    },
+    /// There is one.
+    Up {
+        /// By which hypervisor.
+        kind: Kind,
+    },
+}
+
+/// Why there is no machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "down", rename_all = "snake_case")]
+pub enum Down {
+    /// It was never started, was asked to be off, or could not be started.
+    Off,
+    /// The guest shut itself down.
+    Guest,
+    /// It crashed.
+    Crashed {
+        /// How, and what to do.
+        fault: String,
+    },
+    /// It is to be started again at once.
+    Restart,
+}
+
+impl Record {
+    /// Of a server that was never started.
+    #[must_use]
+    pub fn new(boot: String) -> Self {
+        Self {
+            settled: Generation(0),
+            fault: None,
+            reboots: 0,
+            run: Run::Down(Down::Off),
+            boot,
+            plugged: BTreeMap::new(),
+        }
+    }
+
+    /// Reads a server's record.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn read(seat: &Seat) -> io::Result<Option<Self>> {
+        durable::read(&path(seat))
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write(&self, seat: &Seat) -> io::Result<()> {
+        durable::write(&path(seat), self)
+    }
+}
+
+fn path(seat: &Seat) -> PathBuf {
+    seat.state.join("record.json")
+}

@@ -1,0 +1,115 @@
+//! A guest of a hundred bytes: an ELF with a PVH entry, assembled here.
+//!
+//! It prints `up\n` to the serial port, then polls what a guest's ACPI driver would be interrupted for: the power button
+//! (it powers off), and QEMU's PCI hot-unplug registers (it ejects what it is asked to).
+
+use std::path::{Path, PathBuf};
+
+/// What the guest does once it is up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Listens to the power button and gives devices back.
+    Polite,
+    /// Spins, deaf.
+    Deaf,
+    /// Resets the machine by the keyboard controller.
+    Resetting,
+    /// Powers off by itself.
+    PoweringOff,
+}
+
+const BASE: u32 = 0x10_0000;
+
+/// Writes the guest's kernel file.
+pub fn kernel(dir: &Path, manner: Manner) -> PathBuf {
+    let path = dir.join(match manner {
+        Manner::Polite => "polite.elf",
+        Manner::Deaf => "deaf.elf",
+        Manner::Resetting => "resetting.elf",
+        Manner::PoweringOff => "powering-off.elf",
+    });
+    std::fs::write(&path, elf(&code(manner))).unwrap();
+    path
+}
+
+fn out16(port: u16, value: u16) -> Vec<u8> {
+    let ([p, q], [v, w]) = (port.to_le_bytes(), value.to_le_bytes());
+    // mov dx, port; mov ax, value; out dx, ax
+    vec![0x66, 0xba, p, q, 0x66, 0xb8, v, w, 0x66, 0xef]
+}
+
+fn out8(port: u16, value: u8) -> Vec<u8> {
+    let [p, q] = port.to_le_bytes();
+    // mov dx, port; mov al, value; out dx, al
+    vec![0x66, 0xba, p, q, 0xb0, value, 0xee]
+}
+
+/// 32-bit protected mode, flat segments, as PVH enters.
+fn code(manner: Manner) -> Vec<u8> {
+    let mut code: Vec<u8> = b"up\n".iter().flat_map(|byte| out8(0x3f8, *byte)).collect();
+    let power_off = out16(0x604, 0x2000);
+    match manner {
+        Manner::Deaf => code.extend([0xeb, 0xfe]), // jmp $
+        Manner::Resetting => {
+            code.extend(out8(0x64, 0xfe));
+            code.extend([0xeb, 0xfe]);
+        }
+        Manner::PoweringOff => {
+            code.extend(power_off);
+            code.extend([0xeb, 0xfe]);
+        }
+        Manner::Polite => {
+            // Let the button set its status bit: PM1 enable at 0x602.
+            code.extend(out16(0x602, 0x100));
+            #[rustfmt::skip]
+            let poll: [u8; 43] = [
+                0x66, 0xba, 0x00, 0x06,       // poll: mov dx, 0x600
+                0x66, 0xed,                   // in ax, dx
+                0x66, 0xa9, 0x00, 0x01,       // test ax, 0x100
+                0x75, 0x1f,                   // jnz off
+                0x31, 0xdb,                   // xor ebx, ebx
+                0x66, 0xba, 0xd0, 0x0c,       // bus: mov dx, 0xcd0 (bus selector)
+                0x89, 0xd8, 0xef,             // mov eax, ebx; out dx, eax
+                0x66, 0xba, 0xc4, 0x0c, 0xed, // mov dx, 0xcc4 (slots going down); in eax, dx
+                0x85, 0xc0, 0x74, 0x05,       // test eax, eax; jz next
+                0x66, 0xba, 0xc8, 0x0c, 0xef, // mov dx, 0xcc8 (eject); out dx, eax
+                0x43, 0x83, 0xfb, 0x28,       // next: inc ebx; cmp ebx, 40
+                0x72, 0xe5,                   // jb bus
+                0xeb, 0xd5,                   // jmp poll
+            ];
+            code.extend(poll);
+            code.extend(power_off); // off:
+            code.extend([0xeb, 0xfe]);
+        }
+    }
+    code
+}
+
+/// A 32-bit ELF: one segment with headers and code at 1 MiB, and the PVH note.
+fn elf(code: &[u8]) -> Vec<u8> {
+    const NOTE: u32 = 52 + 2 * 32;
+    const ENTRY: u32 = NOTE + 20;
+    let total = ENTRY + u32::try_from(code.len()).unwrap();
+    let mut file = vec![0x7f, b'E', b'L', b'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let half = |file: &mut Vec<u8>, value: u16| file.extend(value.to_le_bytes());
+    let word = |file: &mut Vec<u8>, value: u32| file.extend(value.to_le_bytes());
+    half(&mut file, 2); // executable
+    half(&mut file, 3); // i386
+    for value in [1, BASE + ENTRY, 52, 0, 0] {
+        word(&mut file, value); // version, entry, program headers, section headers, flags
+    }
+    for value in [52, 32, 2, 0, 0, 0] {
+        half(&mut file, value);
+    }
+    for value in [1, 0, BASE, BASE, total, total, 7, 0x1000] {
+        word(&mut file, value); // PT_LOAD
+    }
+    for value in [4, NOTE, BASE + NOTE, BASE + NOTE, 20, 20, 4, 4] {
+        word(&mut file, value); // PT_NOTE
+    }
+    for value in [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), BASE + ENTRY] {
+        word(&mut file, value); // XEN_ELFNOTE_PHYS32_ENTRY
+    }
+    file.extend(code);
+    file
+}
