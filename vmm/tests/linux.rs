@@ -51,7 +51,7 @@ fn linux_boots_and_takes_disks_in_and_out() {
         guest.wait_console_times("L2: disk vdb 8192 serial volume-serial", round + 1);
         guest.done(&MachineCall::UnplugDisk { key: "volume".into() });
         guest.wait_status(|status| status.disks.len() == 1);
-        guest.wait_console_times("L2: blocks vda ", 2 * round + 1);
+        guest.wait_console_times("L2: blocks vda \r\n", round + 2);
     }
 
     root.set_len(16 << 20).unwrap();
