@@ -381,6 +381,38 @@ fn hostile_register_writes_do_no_harm() {
 }
 
 #[test]
+fn a_waiting_client_holds_nobody_up_and_hears_of_changes() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::start(Plan::new(Asm::new().print("up").stop().elf()));
+    guest.wait_console("up");
+    let sequence = guest.status().sequence;
+    let waiter = guest.connect();
+    let wait = MachineCall::Status { after: Some(sequence), wait_ms: 60_000 };
+    vmm::control::send(waiter.as_fd(), &serde_json::to_vec(&wait).unwrap(), None).unwrap();
+    let started = std::time::Instant::now();
+    assert_eq!(guest.status().sequence, sequence);
+    guest.done(&MachineCall::PowerButton);
+    let MachineReply::Status(status) = vmm::control::receive_reply(&waiter).unwrap() else {
+        panic!("no status")
+    };
+    assert!(status.sequence > sequence && status.power_button_presses == 1);
+    // Nothing changes any more: the wait ends by itself.
+    let wait = MachineCall::Status { after: Some(status.sequence), wait_ms: 20 };
+    vmm::control::send(waiter.as_fd(), &serde_json::to_vec(&wait).unwrap(), None).unwrap();
+    assert_eq!(vmm::control::receive_reply(&waiter).unwrap(), MachineReply::Status(status));
+    assert!(started.elapsed() < Duration::from_secs(30));
+    // Who waits when the machine ends hears that too.
+    let wait = MachineCall::Status { after: Some(u64::MAX), wait_ms: 60_000 };
+    vmm::control::send(waiter.as_fd(), &serde_json::to_vec(&wait).unwrap(), None).unwrap();
+    guest.done(&MachineCall::Pause);
+    guest.done(&MachineCall::Stop);
+    assert!(vmm::control::receive_reply(&waiter).is_ok());
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::Stopped);
+}
+
+#[test]
 fn the_machine_s_process_owns_nothing() {
     if !kvm() {
         return;

@@ -123,6 +123,15 @@ pub fn become_user(config: &JailConfig) -> Result<(), JailError> {
     nix::sys::prctl::set_no_new_privs().map_err(refused("give up new privileges"))
 }
 
+/// Makes a panic in any thread end the process at once, with one line: a machine without one of its threads must not go on, and the
+/// usual report would open files, which the filters forbid.
+pub fn panics_end_it() {
+    std::panic::set_hook(Box::new(|info| {
+        eprintln!("vmm: bug in the monitor: {info}");
+        std::process::abort();
+    }));
+}
+
 struct Programs {
     no_clone3: BpfProgram,
     driver: BpfProgram,

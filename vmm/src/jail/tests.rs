@@ -116,3 +116,15 @@ fn a_worker_needs_nothing_that_the_driver_may_not() {
         assert_eq!(all, calls(list).len(), "a call is named twice");
     }
 }
+
+#[test]
+fn a_panic_in_a_confined_thread_ends_the_process() {
+    for kind in KINDS {
+        let status = under(kind, || {
+            panics_end_it();
+            let nothing: Option<u8> = std::hint::black_box(None);
+            nothing.expect("a test of the panic hook");
+        });
+        assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGABRT, _)), "{kind:?}: {status:?}");
+    }
+}

@@ -73,6 +73,7 @@ enum RunError {
 /// Runs a guest until it ends. Returns the process's exit status.
 #[must_use]
 pub fn main_run(args: &RunArgs) -> ExitCode {
+    jail::panics_end_it();
     match run(args) {
         Ok(end) => {
             match end.reason {

@@ -47,6 +47,7 @@ pub enum ServeError {
 /// Serves the machine that the configuration on a descriptor describes, until it ends. Returns the process's exit status.
 #[must_use]
 pub fn main_serve(config_fd: Fd) -> ExitCode {
+    jail::panics_end_it();
     let config = match read_config(config_fd) {
         Ok(config) => config,
         Err(error) => {
