@@ -25,8 +25,8 @@ const MAX_TEXT: u64 = 1 << 20;
 const MAX_ENTRY_FILES: usize = 256;
 /// Most initial RAM disk files of one entry.
 const MAX_INITRDS: usize = 32;
-/// Longest name of an entry in the answer, in characters.
-const MAX_TITLE: usize = 200;
+/// Longest text from the image in the answer, in characters.
+const MAX_QUOTE: usize = 200;
 
 /// A partition whose file system can be read.
 struct System {
@@ -59,7 +59,8 @@ pub fn find(disk: Arc<dyn Disk>, kernel: &mut dyn Write, initrd: &mut dyn Write)
             }
         }
     }
-    notes.truncate(24);
+    // They quote the image, which can make them as long as it likes.
+    let notes = notes.iter().take(24).map(|note| clean(note)).collect();
     Err(Trouble::NoEntry { notes })
 }
 
@@ -304,7 +305,7 @@ fn stream(
     }
 }
 
-/// A name from the image, fit for a log line.
+/// A text from the image, fit for a log line.
 fn clean(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MAX_TITLE).collect()
+    text.chars().filter(|c| !c.is_control()).take(MAX_QUOTE).collect()
 }

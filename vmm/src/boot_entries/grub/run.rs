@@ -174,11 +174,7 @@ impl Machine<'_> {
         let Some((name, arguments)) = words.split_first() else { return Ok(true) };
         match name.as_str() {
             "!" => return Ok(!self.command(arguments)?),
-            "set" => {
-                if let Some((name, value)) = arguments.first().and_then(|word| word.split_once('=')) {
-                    self.variables.insert(name.to_owned(), value.to_owned());
-                }
-            }
+            "set" => self.assign(arguments.first()),
             "unset" => {
                 for name in arguments {
                     self.variables.remove(name);
@@ -208,10 +204,18 @@ impl Machine<'_> {
                 let paths = arguments.iter().filter(|word| !word.starts_with("--"));
                 self.found.initrds = paths.cloned().collect();
             }
+            // `name=value` by itself is `set`.
+            _ if name.contains('=') => self.assign(Some(name)),
             // insmod, search, echo, terminal_output, functions, ...
             _ => {}
         }
         Ok(true)
+    }
+
+    fn assign(&mut self, word: Option<&String>) {
+        if let Some((name, value)) = word.and_then(|word| word.split_once('=')) {
+            self.variables.insert(name.to_owned(), value.to_owned());
+        }
     }
 
     /// The conditions of `[`: `-o` binds weaker than `-a`, `!` strongest.
@@ -389,6 +393,60 @@ menuentry 'Ubuntu' --class ubuntu $menuentry_id_option 'simple' {
 	initrdfail
 }
 "#;
+
+    /// What else Ubuntu's and Fedora's files do before their entries.
+    const PRELUDE: &str = r#"
+function gfxmode {
+	set gfxpayload="${1}"
+	if [ "${1}" = "keep" ]; then
+		set vt_handoff=vt.handoff=7
+	else
+		set vt_handoff=
+	fi
+}
+for x in "a b" c; do
+  insmod $x
+done
+if [ "${recordfail}" != 1 ]; then
+  if [ -e ${prefix}/gfxblacklist.txt ]; then
+    if [ ${grub_platform} != pc ]; then set linux_gfx_mode=keep
+    elif hwmatch ${prefix}/gfxblacklist.txt 3; then
+      if [ ${match} = 0 ]; then set linux_gfx_mode=keep; else set linux_gfx_mode=text; fi
+    fi
+  else
+    set linux_gfx_mode=keep
+  fi
+fi
+export linux_gfx_mode
+kernelopts="root=UUID=7 ro" # a plain assignment
+if ! [ -f /nothing -o -z "x" -a -n "" ]; then chosen=yes; fi
+menuentry "A \"quoted\" $chosen" --unrestricted --hotkey=a {
+	gfxmode $linux_gfx_mode
+	linux ($root)/vmlinuz $kernelopts $vt_handoff \
+	  quiet
+	initrd ($root)/initrd $tuned_initrd
+}
+"#;
+
+    #[test]
+    fn functions_loops_conditions_and_splitting() {
+        let all = entries(PRELUDE, "");
+        let expected = Entry {
+            title: "A \"quoted\" yes".to_owned(),
+            kernel: "/vmlinuz".to_owned(),
+            initrds: vec!["/initrd".to_owned()],
+            command_line: "root=UUID=7 ro quiet".to_owned(),
+        };
+        let all: Vec<Entry> = all
+            .into_iter()
+            .map(|entry| Entry {
+                kernel: super::without_device(&entry.kernel).to_owned(),
+                initrds: entry.initrds.iter().map(|path| super::without_device(path).to_owned()).collect(),
+                ..entry
+            })
+            .collect();
+        assert_eq!(all, [expected]);
+    }
 
     fn entries(text: &str, grubenv: &str) -> Vec<Entry> {
         run(&parse(text).unwrap(), &environment(grubenv), "/boot/grub", &|path| path == "/boot/grub/grubenv")
