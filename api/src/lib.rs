@@ -26,3 +26,16 @@ pub mod tls;
 pub mod volume;
 
 pub use api_kit as kit;
+
+use api_kit::Fault;
+use app::Shared;
+
+/// Calls that the other daemons make to `api`.
+fn internal_calls(_app: &Shared, router: base::rpc::Router) -> base::rpc::Router {
+    router
+}
+
+/// What each service has on a new cloud.
+async fn bootstrap_services(_app: &Shared, _params: &bootstrap::Params) -> Result<(), Fault> {
+    Ok(())
+}

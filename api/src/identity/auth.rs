@@ -27,7 +27,7 @@ pub async fn issue(call: Call<App>) -> Outcome {
         issued = caller::issue(&call.app, &proof, Scope::Unscoped).await?;
     }
     let (token, caller) = issued.ok_or_else(Fault::unauthorized)?;
-    let body = shown(&call.app, &caller, !call.query.has("nocatalog")).await?;
+    let body = shown(&call, &caller, !call.query.has("nocatalog")).await?;
     Ok(Reply::json(201, body).header("x-subject-token", token).header("vary", "X-Auth-Token"))
 }
 
@@ -160,7 +160,7 @@ async fn scope(app: &App, asked: &Value, proof: &Proof) -> Result<Scope, Fault> 
 }
 
 /// A token as the API shows it.
-async fn shown(app: &App, caller: &Caller, with_catalog: bool) -> Result<Value, Fault> {
+async fn shown(call: &Call<App>, caller: &Caller, with_catalog: bool) -> Result<Value, Fault> {
     let mut token = json!({
         "methods": caller.methods, "issued_at": caller.issued_at, "expires_at": caller.expires_at,
         "audit_ids": caller.audit_ids,
@@ -181,10 +181,10 @@ async fn shown(app: &App, caller: &Caller, with_catalog: bool) -> Result<Value, 
     token["roles"] =
         caller.role_ids.iter().zip(&caller.roles).map(|(id, name)| json!({"id": id, "name": name})).collect();
     if let Some(id) = &caller.application_credential_id {
-        token["application_credential"] = appcreds::shown_in_token(app, id).await?;
+        token["application_credential"] = appcreds::shown_in_token(&call.app, id).await?;
     }
     if with_catalog {
-        token["catalog"] = catalog::load(app).await?.shown(caller);
+        token["catalog"] = catalog::load(&call.app).await?.shown(caller, &call.base);
     }
     Ok(json!({"token": token}))
 }
@@ -214,7 +214,7 @@ async fn subject(call: &Call<App>) -> Result<std::sync::Arc<Caller>, Fault> {
 /// 404 for a token that is not good.
 pub async fn validate(call: Call<App>) -> Outcome {
     let subject = subject(&call).await?;
-    let body = shown(&call.app, &subject, !call.query.has("nocatalog")).await?;
+    let body = shown(&call, &subject, !call.query.has("nocatalog")).await?;
     Ok(Reply::json(200, body).header("x-subject-token", &subject.token).header("vary", "X-Auth-Token"))
 }
 
@@ -239,7 +239,7 @@ pub async fn catalog(call: Call<App>) -> Outcome {
     if caller.project_id.is_none() && caller.domain_id.is_none() && !caller.system {
         return Err(Fault::forbidden("A token without a scope has no catalog. Ask for one with a scope."));
     }
-    let catalog = catalog::load(&call.app).await?.shown(caller);
+    let catalog = catalog::load(&call.app).await?.shown(caller, &call.base);
     let link = format!("{}/v3/auth/catalog", call.base);
     Ok(Reply::json(200, json!({"catalog": catalog, "links": {"self": link, "previous": null, "next": null}})))
 }

@@ -36,7 +36,8 @@ pub struct Listed {
 /// Roles from the mightiest down; each implies the next.
 const CHAIN: [&str; 4] = ["admin", "manager", "member", "reader"];
 
-/// Makes what is missing. The passwords are those of new users; existing users keep theirs.
+/// Makes what is missing. The passwords are those of the users `admin` and `demo` when these are new, or when `reset`
+/// says so.
 ///
 /// # Errors
 /// When the store does not answer.
@@ -44,11 +45,11 @@ pub async fn run(
     app: &App,
     url: &str,
     listed: &[Listed],
-    admin_password: &str,
-    demo_password: &str,
+    passwords: (&str, &str),
+    reset: bool,
 ) -> Result<Made, Fault> {
-    let admin_hash = app.identity.passwords.hash(admin_password).await?;
-    let demo_hash = app.identity.passwords.hash(demo_password).await?;
+    let admin_hash = app.identity.passwords.hash(passwords.0).await?;
+    let demo_hash = app.identity.passwords.hash(passwords.1).await?;
     let (region, hashes) = (app.config.region.as_str(), (&admin_hash, &demo_hash));
     change(app, |tx| async move {
         if DOMAINS.find(&tx, "default").await?.is_none() {
@@ -70,8 +71,8 @@ pub async fn run(
         let admin_project = project(&tx, "admin", "The cloud's administrators").await?;
         let demo_project = project(&tx, "demo", "A project to try things in").await?;
         let service_project = project(&tx, "service", "What belongs to the cloud itself").await?;
-        let admin = user(&tx, "admin", &admin_project, hashes.0).await?;
-        let demo = user(&tx, "demo", &demo_project, hashes.1).await?;
+        let admin = user(&tx, "admin", &admin_project, hashes.0, reset).await?;
+        let demo = user(&tx, "demo", &demo_project, hashes.1, reset).await?;
         grant(&tx, &admin, ("project", &admin_project), admin_role).await?;
         grant(&tx, &admin, ("project", &demo_project), admin_role).await?;
         grant(&tx, &admin, ("domain", "default"), admin_role).await?;
@@ -81,6 +82,9 @@ pub async fn run(
             let entity = json!({"id": region, "description": "", "parent_region_id": null});
             REGIONS.put(&tx, &object(entity)).await?;
         }
+        let sql = "INSERT INTO identity_settings (name, value) VALUES ('public_url', $1)
+            ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+        tx.exec(sql, args![url]).await?;
         for service in listed {
             catalog(&tx, url, region, service).await?;
         }
@@ -129,12 +133,12 @@ async fn project(tx: &Tx, name: &str, description: &str) -> Result<String, Fault
     Ok(ensure(tx, &PROJECTS, found, entity).await?.0)
 }
 
-async fn user(tx: &Tx, name: &str, project: &str, hash: &str) -> Result<String, Fault> {
+async fn user(tx: &Tx, name: &str, project: &str, hash: &str, reset: bool) -> Result<String, Fault> {
     let found = ("SELECT id FROM identity_users WHERE domain_id = 'default' AND name = $1", args![name]);
     let entity = json!({"name": name, "domain_id": "default", "enabled": true, "options": {},
         "default_project_id": project, "password_expires_at": null});
     let (id, new) = ensure(tx, &USERS, found, entity).await?;
-    if new {
+    if new || reset {
         tx.exec("UPDATE identity_users SET password = $1 WHERE id = $2", args![hash, &id]).await?;
     }
     Ok(id)

@@ -3,13 +3,18 @@
 use super::entity::{ENDPOINTS, SERVICES, enabled, text};
 use crate::app::App;
 use api_kit::{Caller, Fault};
-use base::store::{StoreError, Where};
+use base::args;
+use base::store::{Query, StoreError, Where};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Enabled services with their enabled endpoints, as rows have them: URLs are still templates.
 #[derive(Debug, Default)]
-pub struct Catalog(Vec<Entry>);
+pub struct Catalog {
+    entries: Vec<Entry>,
+    /// The cloud's URL, which endpoints of this cloud begin with.
+    public_url: String,
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -59,14 +64,23 @@ async fn read(app: &App) -> Result<Catalog, StoreError> {
             endpoints: of_it,
         });
     }
-    Ok(Catalog(out))
+    let sql = "SELECT value FROM identity_settings WHERE name = 'public_url'";
+    let row = app.store.row(sql, args![]).await?;
+    let public_url = row.map_or(Ok(String::new()), |row| row.text("value"))?;
+    Ok(Catalog { entries: out, public_url })
 }
 
 impl Catalog {
     /// As a token shows it. Endpoints whose URL needs a project are left out for callers without one.
+    ///
+    /// `base` is how the client reached identity. A client of the plain listener on loopback is led on to that listener,
+    /// not to the encrypted one.
     #[must_use]
-    pub fn shown(&self, caller: &Caller) -> Value {
-        self.0
+    pub fn shown(&self, caller: &Caller, base: &str) -> Value {
+        let near = base
+            .strip_suffix("/identity")
+            .filter(|base| base.starts_with("http://") && !self.public_url.is_empty());
+        self.entries
             .iter()
             .map(|entry| {
                 let endpoints: Vec<Value> = entry
@@ -74,7 +88,11 @@ impl Catalog {
                     .iter()
                     .filter_map(|(shown, template)| {
                         let mut shown = shown.clone();
-                        shown["url"] = fill(template, caller)?.into();
+                        let mut url = fill(template, caller)?;
+                        if let (Some(near), Some(path)) = (near, url.strip_prefix(&self.public_url)) {
+                            url = format!("{near}{path}");
+                        }
+                        shown["url"] = url.into();
                         Some(shown)
                     })
                     .collect();

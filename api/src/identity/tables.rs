@@ -43,5 +43,6 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
         // Counts changes, so that every process notices when what it remembers is old.
         "CREATE TABLE identity_changes (one BIGINT PRIMARY KEY, n BIGINT NOT NULL)",
         "INSERT INTO identity_changes (one, n) VALUES (1, 0)",
+        "CREATE TABLE identity_settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     ],
 }];
