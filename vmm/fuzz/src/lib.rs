@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use vm_memory::{Bytes, GuestAddress};
 use vmm::virtio::testing::{Counter, Ring, activation, memory};
-use vmm::virtio::worker::{Engine, Turn};
+use vmm::virtio::worker::{Engine, Ready, Turn};
 use vmm::virtio::Memory;
 
 /// Bytes of memory at the front that the fuzzer writes: both rings and some buffers.
@@ -37,11 +37,11 @@ pub fn run(engine: &mut impl Engine, queues: usize, features: u64, data: &[u8]) 
     }
     // A device may be kept busy for as long as the guest likes; orders get through between turns.
     for _ in 0..4 {
-        if engine.turn() == Turn::Sleep {
+        if engine.turn(Ready::ALL) == Turn::Sleep {
             break;
         }
     }
     engine.quiesce();
-    engine.turn();
+    engine.turn(Ready::ALL);
     engine.stop();
 }

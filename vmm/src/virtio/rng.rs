@@ -10,7 +10,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use super::chain::{Segments, collect};
 use super::vring::Vring;
-use super::worker::{Confine, Engine, Turn, Worker, borrow};
+use super::worker::{Confine, Engine, Ready, Turn, Worker, borrow};
 use super::{ActivateError, Activation, VirtioDevice, bits};
 
 /// Size of the request queue.
@@ -113,7 +113,7 @@ impl Engine for RngEngine {
         into.extend(self.ring.iter().map(|ring| (borrow(ring.kick()), PollFlags::POLLIN)));
     }
 
-    fn turn(&mut self) -> Turn {
+    fn turn(&mut self, _ready: Ready) -> Turn {
         let Some(ring) = self.ring.as_mut() else { return Turn::Sleep };
         ring.heard();
         let memory = std::sync::Arc::clone(ring.memory());

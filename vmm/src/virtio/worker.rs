@@ -42,6 +42,21 @@ pub enum Turn {
     Sleep,
 }
 
+/// Which of an engine's sources are ready, in the order in which it told them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready(u32);
+
+impl Ready {
+    /// All of them, as far as is known: after a start, a pause, or another turn at once.
+    pub const ALL: Self = Self(u32::MAX);
+
+    /// Whether source `index` is ready.
+    #[must_use]
+    pub fn has(self, index: u32) -> bool {
+        1_u32.checked_shl(index).is_some_and(|bit| self.0 & bit != 0)
+    }
+}
+
 /// The data path of a device. All of it runs in the worker's thread.
 pub trait Engine: Send {
     /// Takes over memory and queues.
@@ -60,7 +75,7 @@ pub trait Engine: Send {
     fn sources<'a>(&'a self, into: &mut Vec<(BorrowedFd<'a>, PollFlags)>);
 
     /// Does what can be done now, within bounds.
-    fn turn(&mut self) -> Turn;
+    fn turn(&mut self, ready: Ready) -> Turn;
 }
 
 enum Order {
@@ -178,12 +193,11 @@ fn work(mut engine: impl Engine, wake: &EventFd, orders: &Receiver<Order>, answe
     let mut state = State::Idle;
     let mut turn = Turn::Sleep;
     loop {
-        if !sleep(&engine, wake, state == State::Going, turn) {
-            // poll itself failed: nothing sensible can be waited for, so wait for orders alone.
-            let _ = wait_readable(wake);
+        let (ordered, mut ready) = sleep(&engine, wake, state == State::Going, turn);
+        if ordered {
+            // A nonblocking read of the counter; an empty one is an error that means nothing.
+            let _ = wake.read();
         }
-        // A nonblocking read of the counter; an empty one is an error that means nothing.
-        let _ = wake.read();
         loop {
             let order = match orders.try_recv() {
                 Ok(order) => order,
@@ -226,14 +240,15 @@ fn work(mut engine: impl Engine, wake: &EventFd, orders: &Receiver<Order>, answe
                 engine.stop();
                 return;
             }
+            // After a start or resume, kicks may have come before anybody listened.
+            ready = Ready::ALL;
         }
-        // Also right after start and resume: kicks may have come before anybody listened.
-        turn = if state == State::Going { engine.turn() } else { Turn::Sleep };
+        turn = if state == State::Going { engine.turn(ready) } else { Turn::Sleep };
     }
 }
 
-/// Sleeps until an order or (when going) a source is ready. Answers whether that could be waited for.
-fn sleep(engine: &impl Engine, wake: &EventFd, going: bool, turn: Turn) -> bool {
+/// Sleeps until an order or (when going) a source is ready. Answers whether there may be orders, and which sources are ready.
+fn sleep(engine: &impl Engine, wake: &EventFd, going: bool, turn: Turn) -> (bool, Ready) {
     let mut sources = Vec::with_capacity(4);
     if going {
         engine.sources(&mut sources);
@@ -245,14 +260,17 @@ fn sleep(engine: &impl Engine, wake: &EventFd, going: bool, turn: Turn) -> bool 
         Turn::Again => PollTimeout::ZERO,
         Turn::Sleep => PollTimeout::NONE,
     };
-    match poll(&mut fds, timeout) {
-        Ok(_) | Err(nix::Error::EINTR | nix::Error::EAGAIN) => true,
-        Err(_) => false,
+    if poll(&mut fds, timeout).is_err() {
+        // A signal, or no memory for a moment: look at everything.
+        return (true, Ready::ALL);
     }
-}
-
-fn wait_readable(wake: &EventFd) -> nix::Result<i32> {
-    poll(&mut [PollFd::new(borrow(wake), PollFlags::POLLIN)], PollTimeout::NONE)
+    let happened = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+    let ordered = fds.first().is_none_or(happened);
+    if turn == Turn::Again {
+        return (ordered, Ready::ALL);
+    }
+    let bits = (0_u32..).zip(fds.iter().skip(1)).filter(|(_, fd)| happened(fd));
+    (ordered, Ready(bits.fold(0, |set, (index, _)| set | 1_u32.checked_shl(index).unwrap_or(0))))
 }
 
 /// An event as something to poll.

@@ -16,7 +16,7 @@ use super::{SERIAL_MAX, Shared};
 use crate::backend::file::{Access, Done, FileQueue, Job};
 use crate::virtio::chain::{Segments, collect};
 use crate::virtio::vring::Vring;
-use crate::virtio::worker::{Engine, Turn, borrow};
+use crate::virtio::worker::{Engine, Ready, Turn, borrow};
 use crate::virtio::{ActivateError, Activation, Memory, bits};
 
 /// Most requests under way.
@@ -305,9 +305,11 @@ impl Engine for BlkEngine {
         into.extend(self.file.completions().map(|fd| (fd, PollFlags::POLLIN)));
     }
 
-    fn turn(&mut self) -> Turn {
+    fn turn(&mut self, ready: Ready) -> Turn {
         let Some(mut active) = self.active.take() else { return Turn::Sleep };
-        active.ring.heard();
+        if ready.has(0) {
+            active.ring.heard();
+        }
         self.collect_done(&mut active);
         let stopped = self.take_chains(&mut active);
         self.file.push();

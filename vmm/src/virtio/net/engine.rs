@@ -21,7 +21,7 @@ use super::header::outgoing;
 use crate::backend::tap::{HEADER, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, Tap};
 use crate::virtio::chain::{MAX_PIECES, Segments, collect};
 use crate::virtio::vring::Vring;
-use crate::virtio::worker::{Engine, Turn, borrow};
+use crate::virtio::worker::{Engine, Ready, Turn, borrow};
 use crate::virtio::{ActivateError, Activation, Memory, bits};
 
 /// Largest packet with its header: 64 KiB of IP, Ethernet with a VLAN tag, and ours.
@@ -343,10 +343,14 @@ impl Engine for NetEngine {
         }
     }
 
-    fn turn(&mut self) -> Turn {
+    fn turn(&mut self, ready: Ready) -> Turn {
         let Some(mut active) = self.active.take() else { return Turn::Sleep };
-        active.receive.heard();
-        active.send.heard();
+        if ready.has(0) {
+            active.receive.heard();
+        }
+        if ready.has(1) {
+            active.send.heard();
+        }
         let received = self.receive(&mut active);
         let sent = self.send(&mut active);
         active.receive.tell();
