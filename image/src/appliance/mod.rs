@@ -13,12 +13,21 @@ use crate::cpio::Archive;
 use crate::fault::{Fault, Tool};
 use crate::guest::modules::Modules;
 use crate::outdir::OutDir;
-use crate::packages::Cache;
+use crate::packages::{Cache, Package};
 use serde::{Deserialize, Serialize};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const MKSQUASHFS: Tool = Tool { name: "mksquashfs", package: "squashfs-tools" };
+/// The program's own text is part of the recipe.
+const SOURCES: &[&str] = &[
+    include_str!("mod.rs"),
+    include_str!("recipe.rs"),
+    include_str!("root.rs"),
+    include_str!("disk.rs"),
+    include_str!("../cpio.rs"),
+];
 const INITRD_INIT: &str = include_str!("../../data/appliance/initrd-init");
 
 /// What to build from.
@@ -35,6 +44,8 @@ pub struct Source<'a> {
 /// What `FILE.json` says about a built image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
+    /// Identifies packages, programs and files: equal recipe, equal image.
+    pub recipe: String,
     /// Kernel release.
     pub kernel: String,
     /// Command line inside the boot image.
@@ -81,6 +92,11 @@ pub fn build(file: &Path, source: &Source<'_>) -> Result<Facts, Fault> {
 
     let mut packages = cache.get(&[recipe::KERNEL, recipe::BOOT, recipe::BUSYBOX])?;
     packages.push(cache.dependency(&packages[0], "linux-image-")?);
+    let recipe = recipe_id(&packages, source)?;
+    if let Some(facts) = present(&out, &name, &recipe) {
+        println!("appliance is up to date");
+        return Ok(facts);
+    }
     let unpacked = out.scratch().join("packages");
     for package in &packages[1..] {
         package.unpack(&unpacked.join(&package.name))?;
@@ -103,7 +119,7 @@ pub fn build(file: &Path, source: &Source<'_>) -> Result<Facts, Fault> {
     println!("compressing it");
     let squashfs = out.scratch().join("root.squashfs");
     let options =
-        ["-comp", "zstd", "-Xcompression-level", "12", "-b", "256K", "-noappend", "-no-progress", "-quiet"];
+        ["-comp", "zstd", "-Xcompression-level", "6", "-b", "256K", "-noappend", "-no-progress", "-quiet"];
     // Time stamps inside and of the file system itself: equal input, equal bytes.
     let stamps = ["-mkfs-time", "1700000000", "-all-time", "1700000000"];
     MKSQUASHFS.run(
@@ -138,6 +154,7 @@ pub fn build(file: &Path, source: &Source<'_>) -> Result<Facts, Fault> {
     let bytes = disk::assemble(&esp, &squashfs, &image)?;
 
     let facts = Facts {
+        recipe,
         kernel: release,
         command_line,
         bytes,
@@ -157,6 +174,34 @@ pub fn build(file: &Path, source: &Source<'_>) -> Result<Facts, Fault> {
         out.publish(from, &to)?;
     }
     Ok(facts)
+}
+
+/// Hash over everything that shapes the image; compared only with itself on one machine.
+fn recipe_id(packages: &[Package], source: &Source<'_>) -> Result<String, Fault> {
+    let mut hasher = DefaultHasher::new();
+    SOURCES.hash(&mut hasher);
+    INITRD_INIT.hash(&mut hasher);
+    for package in packages {
+        package.file_name().hash(&mut hasher);
+    }
+    for (path, mode, content) in recipe::FILES {
+        (path, mode, content).hash(&mut hasher);
+    }
+    let programs = recipe::BINARIES.iter().map(|name| source.binaries.join(name));
+    for file in programs.chain(source.guest.map(Path::to_path_buf)) {
+        std::fs::read(&file).map_err(Fault::file("read", &file))?.hash(&mut hasher);
+    }
+    Ok(format!("{:016x}", hasher.finish()))
+}
+
+/// The facts of the image `name` when it is whole and made by `recipe`.
+fn present(out: &OutDir, name: &str, recipe: &str) -> Option<Facts> {
+    let image = out.path().join(name);
+    let facts: Facts = serde_json::from_slice(&std::fs::read(beside(&image, "json")).ok()?).ok()?;
+    let whole = image.metadata().is_ok_and(|data| data.len() == facts.bytes)
+        && kernel_of(&image).is_file()
+        && initrd_of(&image).is_file();
+    (whole && facts.recipe == recipe).then_some(facts)
 }
 
 fn write_initrd(
