@@ -7,6 +7,7 @@ use image::appliance::run::{Direct, Machine, command};
 use image::cpio::Archive;
 use image::packages::Cache;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -23,6 +24,7 @@ const TOOLS: &[(&str, &[&str])] = &[
     ("libtommath1", &["usr/lib/x86_64-linux-gnu/libtommath.so.1*"]),
     ("libgmp10", &["usr/lib/x86_64-linux-gnu/libgmp.so.10*"]),
     ("zlib1g", &["lib/x86_64-linux-gnu/libz.so.1*"]),
+    ("libcrypt1", &["lib/x86_64-linux-gnu/libcrypt.so.1*"]),
     ("busybox-static", &["bin/busybox"]),
 ];
 /// Nested starts may hang on a busy machine; one more try is allowed, and said.
@@ -33,6 +35,8 @@ pub struct Lab {
     child: Child,
     stream: BufReader<UnixStream>,
     console: PathBuf,
+    /// Loopback port that leads to the appliance's port 443.
+    pub https: u16,
     _dir: tempfile::TempDir,
 }
 
@@ -46,16 +50,17 @@ pub struct Ran {
 }
 
 impl Lab {
-    /// Builds the image when needed and starts it; `seen` files are put below `/usr/lib/test`.
-    pub fn start(seen: &[(&str, &Path)]) -> Self {
+    /// Builds the image when needed and starts it; `seen` files are put below `/usr/lib/test`; `drive` is a
+    /// second disk (changes to it are lost).
+    pub fn start(seen: &[(&str, &Path)], drive: &Path) -> Self {
         let image = image();
-        Self::try_start(&image, seen).unwrap_or_else(|trouble| {
+        Self::try_start(&image, seen, drive).unwrap_or_else(|trouble| {
             println!("the appliance did not start, once more: {trouble}");
-            Self::try_start(&image, seen).expect("the appliance starts")
+            Self::try_start(&image, seen, drive).expect("the appliance starts")
         })
     }
 
-    fn try_start(image: &Path, seen: &[(&str, &Path)]) -> Result<Self, String> {
+    fn try_start(image: &Path, seen: &[(&str, &Path)], drive: &Path) -> Result<Self, String> {
         let dir = tempfile::tempdir().map_err(|fault| fault.to_string())?;
         let disk = dir.path().join("disk.raw");
         std::fs::copy(image, &disk).map_err(|fault| fault.to_string())?;
@@ -69,21 +74,27 @@ impl Lab {
         direct.initrd = initrd;
         direct.command_line.push_str(" systemd.wants=test-agent.service");
 
+        let https = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .map_err(|fault| fault.to_string())?
+            .port();
         let (port, console) = (dir.path().join("port"), dir.path().join("console"));
         let mut qemu = command(&Machine {
             disk,
             direct: Some(direct),
             variables: None,
             memory: 2048,
-            network: ",restrict=on".into(),
+            network: format!(",restrict=on,hostfwd=tcp:127.0.0.1:{https}-:443"),
         });
         qemu.args(["-serial", &format!("file:{}", console.display())]);
         qemu.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=test,name=ferro.test"]);
         qemu.args(["-chardev", &format!("socket,id=test,server=on,wait=off,path={}", port.display())]);
+        qemu.args(["-drive", &format!("file={},format=raw,if=none,id=second,snapshot=on", drive.display())]);
+        qemu.args(["-device", "virtio-blk-pci,drive=second,serial=second"]);
         let child =
             qemu.stdin(Stdio::null()).spawn().map_err(|fault| format!("qemu-system-x86_64: {fault}"))?;
         let deadline = Instant::now() + START;
-        let mut lab = Self { stream: connect(&port, deadline)?, child, console, _dir: dir };
+        let mut lab = Self { stream: connect(&port, deadline)?, child, console, https, _dir: dir };
         let hello = lab.read_line(deadline)?;
         if hello.trim() == "ready" { Ok(lab) } else { Err(format!("the agent said {hello:?}")) }
     }
