@@ -59,6 +59,15 @@ pub fn find(disk: Arc<dyn Disk>, kernel: &mut dyn Write, initrd: &mut dyn Write)
             }
         }
     }
+    for system in &systems {
+        let unified = system.fs.list("/EFI/Linux").unwrap_or_default();
+        if unified.iter().any(|name| name.to_ascii_lowercase().ends_with(".efi")) {
+            notes.push(format!(
+                "partition {} holds unified kernel images, which only UEFI firmware starts",
+                system.number
+            ));
+        }
+    }
     // They quote the image, which can make them as long as it likes.
     let notes = notes.iter().take(24).map(|note| clean(note)).collect();
     Err(Trouble::NoEntry { notes })
