@@ -1,7 +1,9 @@
-//! The disk's request path, from the guest's ring to the file and back, without a guest: what the monitor adds to the host's own I/O.
+//! The disk's request path, from the guest's ring to the file and back, without a guest: what the monitor
+//! adds to the host's own I/O.
 //!
-//! `cargo bench -p vmm --features testing`. The file lies in the page cache, so the figures are the path's own cost: one request at a time (its latency,
-//! two thread switches included) and 32 at once (batched submission).
+//! `cargo bench -p vmm --features testing`. The file lies in the page cache, so the figures are the path's
+//! own cost: one request at a time (its latency, two thread switches included) and 32 at once (batched
+//! submission).
 
 #![allow(missing_docs)]
 

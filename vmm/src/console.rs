@@ -1,26 +1,30 @@
 //! The bounded log of a guest's serial console.
 //!
-//! Two plain files, handed in as descriptors: `console.log` takes every byte the guest prints; when it holds half of the
-//! limit its content moves to `console.log.1` (replacing what was there) and it starts again from empty. So the log is
-//! always the concatenation `console.log.1` + `console.log`, between half of and the whole limit once it has filled, and
-//! readable by anything (`cat console.log.1 console.log`), before and after the machine's life.
+//! Two plain files, handed in as descriptors: `console.log` takes every byte the guest prints; when it holds
+//! half of the limit its content moves to `console.log.1` (replacing what was there) and it starts again from
+//! empty. So the log is always the concatenation `console.log.1` + `console.log`, between half of and the
+//! whole limit once it has filled, and readable by anything (`cat console.log.1 console.log`), before and
+//! after the machine's life.
 //!
-//! Why no rename, as other log rotations do: the machine's process is jailed and can open or rename nothing. Why two files
-//! instead of a ring in one: a reader needs no format, and other monitors' users trip over holes and headers.
+//! Why no rename, as other log rotations do: the machine's process is jailed and can open or rename nothing.
+//! Why two files instead of a ring in one: a reader needs no format, and other monitors' users trip over
+//! holes and headers.
 //!
 //! ```text
 //!            write            size + new > limit / 2
 //! guest ───────────▶ current ───────────────────────▶ previous   (previous is emptied, filled, then current is emptied)
 //! ```
 //!
-//! A kill between the last two steps leaves the same bytes in both files until the next rotation; nothing is lost.
+//! A kill between the last two steps leaves the same bytes in both files until the next rotation; nothing is
+//! lost.
 //!
-//! Readers (`hostd`): read `previous`, then `current`; read both again, and repeat until `previous` is what it was and
-//! `current` still begins with what it held. Then, when `current` begins with the whole of `previous`, a rotation was caught
-//! half done: take `current` alone; else the concatenation. [`read_tail`] does exactly that.
+//! Readers (`hostd`): read `previous`, then `current`; read both again, and repeat until `previous` is what
+//! it was and `current` still begins with what it held. Then, when `current` begins with the whole of
+//! `previous`, a rotation was caught half done: take `current` alone; else the concatenation. [`read_tail`]
+//! does exactly that.
 //!
-//! The serial port writes on a vCPU's thread, so nothing here waits: no fsync, one `write` per call, and when the file
-//! system refuses (full, quota) the bytes are counted and dropped instead of stopping the guest.
+//! The serial port writes on a vCPU's thread, so nothing here waits: no fsync, one `write` per call, and when
+//! the file system refuses (full, quota) the bytes are counted and dropped instead of stopping the guest.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -74,7 +78,8 @@ pub struct ConsoleLog {
 }
 
 impl ConsoleLog {
-    /// Takes over `console.log` and `console.log.1`; what they hold already is kept. `limit` bounds both together, in bytes.
+    /// Takes over `console.log` and `console.log.1`; what they hold already is kept. `limit` bounds both
+    /// together, in bytes.
     ///
     /// # Errors
     /// A limit that is too small, descriptors that are not regular files open for reading and writing.
@@ -93,7 +98,8 @@ impl ConsoleLog {
         self.dropped
     }
 
-    /// Moves the content of `current` to `previous`. On failure (no space), history is given up rather than the newest output.
+    /// Moves the content of `current` to `previous`. On failure (no space), history is given up rather than
+    /// the newest output.
     fn rotate(&mut self) {
         if self.keep_history().is_err() {
             // Best effort on a file system that is already failing; an `Err` shows as the next write's.
@@ -161,8 +167,8 @@ fn adopt(file: &File, which: &'static str) -> Result<u64, ConsoleError> {
 /// How often a reader starts over when a rotation runs through its reading.
 const READ_TRIES: usize = 8;
 
-/// The last `lines` lines of the log (all of it for `None`), from the two files in any process. A last line without a line
-/// feed counts as one. The machine may be writing.
+/// The last `lines` lines of the log (all of it for `None`), from the two files in any process. A last line
+/// without a line feed counts as one. The machine may be writing.
 ///
 /// # Errors
 /// What the kernel says when a file cannot be read.
@@ -293,7 +299,8 @@ mod tests {
 
     #[test]
     fn a_full_file_system_drops_output_and_says_how_much() {
-        // A file size limit would raise SIGXFSZ for the whole test process, so the file refuses by its own seal instead.
+        // A file size limit would raise SIGXFSZ for the whole test process, so the file refuses by its own
+        // seal instead.
         use nix::fcntl::{FcntlArg, SealFlag, fcntl};
         use nix::sys::memfd::{MFdFlags, memfd_create};
         let sealed = |name| {

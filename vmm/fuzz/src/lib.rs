@@ -1,4 +1,5 @@
-//! What the targets of queues share: guest memory filled from the fuzzer's bytes, and turns of an engine over it.
+//! What the targets of queues share: guest memory filled from the fuzzer's bytes, and turns of an engine over
+//! it.
 
 use std::sync::{Arc, LazyLock};
 
@@ -12,7 +13,8 @@ const WINDOW: usize = 0x2_1000;
 
 static MEMORY: LazyLock<Arc<Memory>> = LazyLock::new(memory);
 
-/// Lays the fuzzer's bytes out as records of (offset, length, content) in the rings' memory, so that small inputs reach every part of it.
+/// Lays the fuzzer's bytes out as records of (offset, length, content) in the rings' memory, so that small
+/// inputs reach every part of it.
 fn fill(mut data: &[u8]) {
     let clean = vec![0; WINDOW];
     MEMORY.write_slice(&clean, GuestAddress(0)).expect("the window is in memory");

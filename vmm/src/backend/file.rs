@@ -1,21 +1,21 @@
 //! A raw file behind a disk, read and written straight from and to guest memory by io_uring.
 //!
-//! [`FileQueue`] owns each transfer (its [`Segments`] keep guest memory mapped) from [`FileQueue::submit`] until
-//! [`FileQueue::done`] gives it back, so the kernel never holds an address of something that is gone. It finishes what the kernel does only
-//! partly (short reads and writes), copies through an aligned buffer when a direct file meets an unaligned guest buffer, and works without
-//! io_uring (a kernel or container that refuses it) by doing each request at once with `preadv` and `pwritev`.
+//! [`FileQueue`] owns each transfer (its [`Segments`] keep guest memory mapped) from [`FileQueue::submit`]
+//! until [`FileQueue::done`] gives it back, so the kernel never holds an address of something that is gone.
+//! It finishes what the kernel does only partly (short reads and writes), copies through an aligned buffer
+//! when a direct file meets an unaligned guest buffer, and works without io_uring (a kernel or container that
+//! refuses it) by doing each request at once with `preadv` and `pwritev`.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc, dealloc};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::aligned::Aligned;
 use crate::virtio::chain::Segments;
 
 /// Bytes of a sector, the unit of a disk's size and of all its requests.
@@ -34,8 +34,8 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
-    /// Takes over an open raw file. A file opened with `O_DIRECT` on a file system that cannot read single sectors that way is switched to
-    /// buffered access.
+    /// Takes over an open raw file. A file opened with `O_DIRECT` on a file system that cannot read single
+    /// sectors that way is switched to buffered access.
     ///
     /// # Errors
     /// When the kernel does not answer about it.
@@ -91,7 +91,8 @@ impl DiskFile {
 /// The memory alignment that direct access wants, when it can transfer single sectors.
 fn direct_alignment(file: &File) -> Option<usize> {
     let mut answer: libc::statx = unsafe_zeroed();
-    // SAFETY: an empty path with AT_EMPTY_PATH asks about the descriptor itself; `answer` is a valid place for the answer.
+    // SAFETY: an empty path with AT_EMPTY_PATH asks about the descriptor itself; `answer` is a valid place
+    // for the answer.
     let asked = unsafe {
         libc::statx(
             file.as_raw_fd(),
@@ -110,7 +111,7 @@ fn direct_alignment(file: &File) -> Option<usize> {
     }
     // An older kernel: try one sector. 512 is what memory needs at most where sectors can be transferred.
     let buffer = Aligned::new(4096, 4096);
-    let piece = [libc::iovec { iov_base: buffer.pointer.as_ptr().cast(), iov_len: 512 }];
+    let piece = [libc::iovec { iov_base: buffer.as_ptr().cast(), iov_len: 512 }];
     // SAFETY: the piece is a live buffer of 4096 bytes.
     (unsafe { transfer(file, Access::Read, &piece, 0, false) } >= 0).then_some(512)
 }
@@ -194,7 +195,8 @@ pub struct FileQueue {
 }
 
 impl FileQueue {
-    /// Makes a queue for at most `depth` jobs at once, on io_uring unless the kernel refuses it or `ring` is false.
+    /// Makes a queue for at most `depth` jobs at once, on io_uring unless the kernel refuses it or `ring` is
+    /// false.
     #[must_use]
     pub fn new(disk: DiskFile, depth: u16, ring: bool) -> Self {
         let ring = if ring { IoUring::builder().setup_clamp().build(u32::from(depth)).ok() } else { None };
@@ -275,7 +277,8 @@ impl FileQueue {
         }
         .user_data(index as u64);
         let Some(ring) = self.ring.as_mut() else { return };
-        // SAFETY: the addresses in the entry belong to `flying.job`, which stays in its slot untouched until the kernel is done with it.
+        // SAFETY: the addresses in the entry belong to `flying.job`, which stays in its slot untouched until
+        // the kernel is done with it.
         let mut pushed = unsafe { ring.submission().push(&entry) };
         if pushed.is_err() {
             // Full although jobs are bounded: earlier ones wait for the kernel. Hand them over.
@@ -357,7 +360,8 @@ impl FileQueue {
         }
     }
 
-    /// Waits until the kernel holds no job any more. What it did is still to be collected with [`FileQueue::done`].
+    /// Waits until the kernel holds no job any more. What it did is still to be collected with
+    /// [`FileQueue::done`].
     pub fn drain(&mut self) {
         while self.flying.iter().any(Option::is_some) {
             let Some(ring) = self.ring.as_mut() else { return };
@@ -380,14 +384,15 @@ impl FileQueue {
         Done { token, segments: memory_of(job), result }
     }
 
-    /// One step of a transfer through the aligned buffer; answers bytes or a negative error number. Takes nothing off the memory.
+    /// One step of a transfer through the aligned buffer; answers bytes or a negative error number. Takes
+    /// nothing off the memory.
     fn bounced(&mut self, job: &mut Job) -> i32 {
         let Job::Transfer { access, segments, offset, durable } = job else {
             return direct(&self.disk.file, job);
         };
         let bounce = self.bounce.get_or_insert_with(|| Aligned::new(BOUNCE, 4096));
         let count = segments.len().min(BOUNCE);
-        let piece = [libc::iovec { iov_base: bounce.pointer.as_ptr().cast(), iov_len: count }];
+        let piece = [libc::iovec { iov_base: bounce.as_ptr().cast(), iov_len: count }];
         match access {
             Access::Read => {
                 // SAFETY: the piece is the live buffer, `count` within it.
@@ -531,44 +536,6 @@ fn answer(result: isize) -> i32 {
     } else {
         // One call moves at most 2 GiB less a page.
         i32::try_from(result).unwrap_or(i32::MAX)
-    }
-}
-
-/// A zeroed buffer at an aligned address.
-struct Aligned {
-    pointer: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: it owns its memory alone.
-unsafe impl Send for Aligned {}
-
-impl Aligned {
-    fn new(size: usize, align: usize) -> Self {
-        let layout = Layout::from_size_align(size, align).unwrap_or(Layout::new::<[u64; 512]>());
-        // SAFETY: the layout has a size above zero.
-        let pointer = NonNull::new(unsafe { alloc(layout) });
-        let pointer = pointer.unwrap_or_else(|| std::alloc::handle_alloc_error(layout));
-        // SAFETY: just allocated with this size.
-        unsafe { pointer.write_bytes(0, layout.size()) };
-        Self { pointer, layout }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: allocated, initialised, and borrowed with `self`.
-        unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.layout.size()) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as `bytes`, borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.layout.size()) }
-    }
-}
-
-impl Drop for Aligned {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.pointer.as_ptr(), self.layout) };
     }
 }
 

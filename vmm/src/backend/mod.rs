@@ -1,4 +1,6 @@
-//! What is behind the devices: raw files and taps. Every descriptor was opened by somebody else and handed in.
+//! What is behind the devices: raw files and taps. Every descriptor was opened by somebody else and handed
+//! in.
 
+pub mod aligned;
 pub mod file;
 pub mod tap;

@@ -1,7 +1,8 @@
 //! A tap that was opened by somebody else (`netd`) and handed in.
 //!
-//! The kernel and the guest speak the same header in front of each packet (`virtio_net_hdr_v1`, 12 bytes), so that checksums and segmentation
-//! are left to whoever does them cheapest, and packets go from and to guest memory without a copy of ours.
+//! The kernel and the guest speak the same header in front of each packet (`virtio_net_hdr_v1`, 12 bytes), so
+//! that checksums and segmentation are left to whoever does them cheapest, and packets go from and to guest
+//! memory without a copy of ours.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -29,7 +30,8 @@ mod ioctls {
     nix::ioctl_write_ptr_bad!(set_little_endian, super::tun(1, 220, 4), libc::c_int);
 }
 
-/// Number of an ioctl of the tun driver: direction (1 write, 2 read), number, and size of the argument by its declaration.
+/// Number of an ioctl of the tun driver: direction (1 write, 2 read), number, and size of the argument by its
+/// declaration.
 const fn tun(direction: u64, number: u64, size: u64) -> u64 {
     (direction << 30) | (size << 16) | ((b'T' as u64) << 8) | number
 }
@@ -122,7 +124,8 @@ impl Tap {
     /// Writes one packet with its header.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when the kernel cannot take it now; [`io::ErrorKind::InvalidInput`] when its header makes no sense.
+    /// [`io::ErrorKind::WouldBlock`] when the kernel cannot take it now; [`io::ErrorKind::InvalidInput`] when
+    /// its header makes no sense.
     ///
     /// # Safety
     /// The pieces must be valid memory to read from.

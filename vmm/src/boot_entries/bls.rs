@@ -18,8 +18,8 @@ pub struct BlsEntry {
     pub entry: Entry,
 }
 
-/// Reads one entry file. `None` when it boots no Linux kernel. Variables in `options` and `initrd` (a habit of Fedora's GRUB) are
-/// replaced from `environment`, by nothing when unknown.
+/// Reads one entry file. `None` when it boots no Linux kernel. Variables in `options` and `initrd` (a habit
+/// of Fedora's GRUB) are replaced from `environment`, by nothing when unknown.
 #[must_use]
 pub fn parse(file_name: &str, text: &str, environment: &HashMap<String, String>) -> Option<BlsEntry> {
     let stem = file_name.strip_suffix(".conf")?;
@@ -69,8 +69,9 @@ fn expand(text: &str, environment: &HashMap<String, String>) -> String {
     out
 }
 
-/// Puts entries in the order in which they should be tried: the one that `saved` (GRUB's environment) or `default` (a pattern of
-/// `loader.conf`) names, then by the specification: entries with attempts left, sort key, newest version.
+/// Puts entries in the order in which they should be tried: the one that `saved` (GRUB's environment) or
+/// `default` (a pattern of `loader.conf`) names, then by the specification: entries with attempts left, sort
+/// key, newest version.
 pub fn order(entries: &mut [BlsEntry], saved: Option<&str>, default: Option<&str>) {
     let named = |entry: &BlsEntry| {
         let by_saved = saved.is_some_and(|saved| saved == entry.id || saved == entry.entry.title);

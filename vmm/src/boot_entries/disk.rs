@@ -73,8 +73,8 @@ impl Window {
         Self { disk, start: 0, size }
     }
 
-    /// A part of this window; `None` when it starts past its end. A part that reaches past the end is cut there, as images
-    /// that were shrunk or truncated still hold their boot files at the front.
+    /// A part of this window; `None` when it starts past its end. A part that reaches past the end is cut
+    /// there, as images that were shrunk or truncated still hold their boot files at the front.
     #[must_use]
     pub fn part(&self, start: u64, size: u64) -> Option<Self> {
         let room = self.size.checked_sub(start).filter(|room| *room > 0)?;
@@ -115,8 +115,8 @@ impl Window {
     }
 }
 
-/// A little-endian number in `bytes` at `at`; zero where there are not enough bytes (a parser's own checks refuse zero where it
-/// matters).
+/// A little-endian number in `bytes` at `at`; zero where there are not enough bytes (a parser's own checks
+/// refuse zero where it matters).
 #[must_use]
 pub fn le16(bytes: &[u8], at: usize) -> u16 {
     let part = at.checked_add(2).and_then(|end| bytes.get(at..end));

@@ -2,8 +2,8 @@
 
 use super::entry::Entry;
 
-/// Reads a configuration file; `directory` is where it lies, which relative paths start from. Entries come in the order in which
-/// they should be tried: the default first.
+/// Reads a configuration file; `directory` is where it lies, which relative paths start from. Entries come in
+/// the order in which they should be tried: the default first.
 #[must_use]
 pub fn parse(text: &str, directory: &str) -> Vec<Entry> {
     let mut default = None;

@@ -1,7 +1,8 @@
-//! A reader of FAT12, FAT16 and FAT32 with long names: what EFI system partitions and some `/boot` partitions hold.
+//! A reader of FAT12, FAT16 and FAT32 with long names: what EFI system partitions and some `/boot` partitions
+//! hold.
 //!
-//! Our own, because the crates for FAT want to write too (dirty flags, access times) and trust the allocation table; here every
-//! chain is bounded by the number of clusters, so that a circle of clusters ends.
+//! Our own, because the crates for FAT want to write too (dirty flags, access times) and trust the allocation
+//! table; here every chain is bounded by the number of clusters, so that a circle of clusters ends.
 
 use super::disk::{Window, le16, le32};
 use super::fs::{BootFs, FsError, MAX_NAMES, OpenFile};

@@ -37,8 +37,8 @@ struct System {
 /// Reads one kind of entries from a file system, in the order to try them; adds what went wrong to the notes.
 type EntryReader = fn(&dyn BootFs, &mut Vec<String>) -> Vec<Entry>;
 
-/// Finds what the disk boots by default and copies it: the kernel to `kernel`, the initial RAM disk to `initrd` (nothing when the
-/// entry has none).
+/// Finds what the disk boots by default and copies it: the kernel to `kernel`, the initial RAM disk to
+/// `initrd` (nothing when the entry has none).
 ///
 /// # Errors
 /// When there is nothing to boot, or what there is cannot be read; says what was found instead.
@@ -202,8 +202,8 @@ struct Files<'a> {
     initrds: Vec<OpenFile<'a>>,
 }
 
-/// Opens all that an entry names: on its own partition (as given, or below `/boot`), else on another one, which GRUB's `search`
-/// would have chosen.
+/// Opens all that an entry names: on its own partition (as given, or below `/boot`), else on another one,
+/// which GRUB's `search` would have chosen.
 fn locate<'a>(systems: &'a [System], own: &'a System, entry: &Entry) -> Result<Files<'a>, String> {
     let open = |path: &str| -> Result<OpenFile<'a>, String> {
         let path = grub::run::without_device(path);

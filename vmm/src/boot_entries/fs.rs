@@ -74,7 +74,8 @@ impl Ext4Read for ExtSource {
 }
 
 impl Ext {
-    /// Opens the file system. A journal that holds unwritten changes (the guest was killed) is replayed in memory.
+    /// Opens the file system. A journal that holds unwritten changes (the guest was killed) is replayed in
+    /// memory.
     ///
     /// # Errors
     /// When it is damaged or has a feature that cannot be read.

@@ -1,19 +1,21 @@
 //! Finds the kernel that a whole-disk image boots, so that unmodified cloud images start without firmware.
 //!
-//! The image is the tenant's, and its file system is read by code in this process: so it is a process of its own
-//! (`vmm boot-entries`), which opens nothing (disk, kernel and initrd come as descriptors), locks itself into a sandbox (seccomp
-//! allow-list, 10 s of CPU, 512 MiB of memory) before it reads the first byte, and ends. It runs at every start of a guest, because
-//! the guest may have installed another kernel since.
+//! The image is the tenant's, and its file system is read by code in this process: so it is a process of its
+//! own (`vmm boot-entries`), which opens nothing (disk, kernel and initrd come as descriptors), locks itself
+//! into a sandbox (seccomp allow-list, 10 s of CPU, 512 MiB of memory) before it reads the first byte, and
+//! ends. It runs at every start of a guest, because the guest may have installed another kernel since.
 //!
 //! ```text
-//! disk ─▶ partitions (GPT, MBR, none) ─▶ file systems (ext2/3/4, FAT) ─▶ entries (Boot Loader Specification, grub.cfg, extlinux)
-//!      ─▶ the default one whose files exist ─▶ kernel and initrd copied out, command line as JSON
+//! disk ─▶ partitions (GPT, MBR, none) ─▶ file systems (ext2/3/4, FAT)
+//!      ─▶ entries (Boot Loader Specification, grub.cfg, extlinux) ─▶ the default one whose files exist
+//!      ─▶ kernel and initrd copied out, command line as JSON
 //! ```
 //!
-//! `vmm boot-entries --disk-fd N --kernel-fd M --initrd-fd O`: N is readable; M and O are empty files (memfds) open for writing,
-//! left at offset 0. On stdout comes one line of JSON: a [`Found`] with exit status 0, or `{"error", "remedy"}` with status 1. A
-//! process that was killed by a signal says nothing: it ran out of time (SIGXCPU, SIGKILL), memory (SIGABRT) or was caught doing
-//! something forbidden (SIGSYS); the image is then not to be trusted.
+//! `vmm boot-entries --disk-fd N --kernel-fd M --initrd-fd O`: N is readable; M and O are empty files
+//! (memfds) open for writing, left at offset 0. On stdout comes one line of JSON: a [`Found`] with exit
+//! status 0, or `{"error", "remedy"}` with status 1. A process that was killed by a signal says nothing: it
+//! ran out of time (SIGXCPU, SIGKILL), memory (SIGABRT) or was caught doing something forbidden (SIGSYS); the
+//! image is then not to be trusted.
 #![allow(unsafe_code)]
 
 pub mod bls;
@@ -157,7 +159,8 @@ struct Failure {
     remedy: &'static str,
 }
 
-/// Runs `vmm boot-entries`: see the module's head. Locks the calling process in for good, so it can only end after this.
+/// Runs `vmm boot-entries`: see the module's head. Locks the calling process in for good, so it can only end
+/// after this.
 #[must_use]
 pub fn main_boot_entries(args: &BootEntriesArgs) -> ExitCode {
     let (line, code) = match run(args) {
@@ -195,6 +198,7 @@ fn take(fd: RawFd) -> Result<File, Trouble> {
     if fd <= 2 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
         return Err(Trouble::Descriptor { fd, source: io::Error::from_raw_os_error(libc::EBADF) });
     }
-    // SAFETY: it is open (just checked), and by the command's contract it was handed in for this process alone to own.
+    // SAFETY: it is open (just checked), and by the command's contract it was handed in for this process
+    // alone to own.
     Ok(unsafe { File::from_raw_fd(fd) })
 }

@@ -1,4 +1,5 @@
-//! Partition tables: GPT (primary, or the backup when that is damaged), MBR with logical partitions, or none at all.
+//! Partition tables: GPT (primary, or the backup when that is damaged), MBR with logical partitions, or none
+//! at all.
 
 use super::disk::{Window, le32, le64};
 

@@ -92,7 +92,8 @@ mod tests {
 
     /// Runs `act` in a child inside the sandbox and tells how it ended.
     fn in_sandbox(act: fn()) -> WaitStatus {
-        // SAFETY: the child only enters the sandbox, acts and ends; the allocator is safe after a fork with glibc.
+        // SAFETY: the child only enters the sandbox, acts and ends; the allocator is safe after a fork with
+        // glibc.
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
                 let code = if enter().is_ok() {

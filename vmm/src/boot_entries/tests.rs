@@ -73,7 +73,8 @@ impl Tree {
     }
 }
 
-/// A disk with a partition table (`gpt` or `dos`) and a partition for each file system, at every 1 MiB boundary.
+/// A disk with a partition table (`gpt` or `dos`) and a partition for each file system, at every 1 MiB
+/// boundary.
 fn disk(table: &str, parts: &[Vec<u8>]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("disk");

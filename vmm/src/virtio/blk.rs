@@ -66,8 +66,8 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// Makes a disk of an open raw file; see [`Worker::spawn`] for `confine`. What is left of the file after its last whole sector is not
-    /// reachable.
+    /// Makes a disk of an open raw file; see [`Worker::spawn`] for `confine`. What is left of the file after
+    /// its last whole sector is not reachable.
     ///
     /// # Errors
     /// When the file cannot be asked for its size, or there is no thread.

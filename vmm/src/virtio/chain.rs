@@ -1,9 +1,9 @@
 //! From a descriptor chain to checked pieces of guest memory.
 //!
-//! A descriptor's address and length are the guest's words: every one is looked up in guest memory here, once, and what comes out is a
-//! list of host addresses that are inside it. A chain that is broken (a `next` outside of the table, a circle, a nested indirect table,
-//! readable after writable) is an error; the queue crate merely stops at such a place, so the last descriptor is asked whether it wanted
-//! to go on.
+//! A descriptor's address and length are the guest's words: every one is looked up in guest memory here,
+//! once, and what comes out is a list of host addresses that are inside it. A chain that is broken (a `next`
+//! outside of the table, a circle, a nested indirect table, readable after writable) is an error; the queue
+//! crate merely stops at such a place, so the last descriptor is asked whether it wanted to go on.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -42,8 +42,8 @@ pub struct Segments {
     first: usize,
 }
 
-// SAFETY: the addresses point into guest memory, which any thread may access (volatile, racing with the guest) and which `memory` keeps
-// mapped.
+// SAFETY: the addresses point into guest memory, which any thread may access (volatile, racing with the
+// guest) and which `memory` keeps mapped.
 unsafe impl Send for Segments {}
 
 impl Segments {
@@ -76,7 +76,8 @@ impl Segments {
         Ok(())
     }
 
-    /// The pieces that are left, for `readv` and its like. Valid as long as this value is neither changed nor dropped.
+    /// The pieces that are left, for `readv` and its like. Valid as long as this value is neither changed nor
+    /// dropped.
     #[must_use]
     pub fn as_iovecs(&self) -> &[iovec] {
         self.pieces.get(self.first..).unwrap_or_default()
@@ -104,8 +105,9 @@ impl Segments {
     /// Copies from the front into `out` and takes what was copied off; answers how much it was.
     pub fn take(&mut self, out: &mut [u8]) -> usize {
         self.consume(out.len(), |at, from, count| {
-            // SAFETY: `from` is valid for `count` bytes of guest memory (see `push`), `out` for `at + count` as `consume` never goes
-            // beyond `out.len()`; they cannot overlap, `out` being a Rust reference. The guest may write meanwhile: bytes may be torn.
+            // SAFETY: `from` is valid for `count` bytes of guest memory (see `push`), `out` for `at + count`
+            // as `consume` never goes beyond `out.len()`; they cannot overlap, `out` being a Rust reference.
+            // The guest may write meanwhile: bytes may be torn.
             unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), out.as_mut_ptr().add(at), count) };
         })
     }
@@ -190,8 +192,8 @@ impl std::fmt::Debug for Segments {
     }
 }
 
-/// Sorts a chain into what the device reads and what it writes; both must come in empty. Answers the last writable descriptor's address and
-/// length, if any.
+/// Sorts a chain into what the device reads and what it writes; both must come in empty. Answers the last
+/// writable descriptor's address and length, if any.
 ///
 /// # Errors
 /// When the chain is unusable; what was collected until then is left in place.

@@ -1,7 +1,8 @@
 //! virtio-net (virtio 1.2, section 5.1): a tap as a network interface, with one pair of queues.
 //!
-//! The configuration space lives here, the queues in [`engine`], the header of outgoing packets in [`header`]. There is no control queue: the tap takes
-//! every packet, so there is nothing to filter or announce.
+//! The configuration space lives here, the queues in [`engine`], the header of outgoing packets in
+//! [`header`]. There is no control queue: the tap takes every packet, so there is nothing to filter or
+//! announce.
 
 pub mod engine;
 pub mod header;

@@ -1,4 +1,5 @@
-//! The driver's side of a queue, for tests, fuzzing and benchmarks: guest memory with a ring that can also be written wrongly on purpose.
+//! The driver's side of a queue, for tests, fuzzing and benchmarks: guest memory with a ring that can also be
+//! written wrongly on purpose.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,7 +45,8 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Waits for the first queue interrupt. Before looking at the used ring: a driver that has seen all needs no interrupt.
+    /// Waits for the first queue interrupt. Before looking at the used ring: a driver that has seen all needs
+    /// no interrupt.
     ///
     /// # Panics
     /// After 10 seconds.
@@ -69,7 +71,8 @@ impl Interrupt for Counter {
 /// A piece of a chain: address, length, and whether the device writes it.
 pub type Piece = (u64, u32, bool);
 
-/// One queue as the driver sees it. Descriptors are handed out in a circle, so a test must not have more under way than the ring holds.
+/// One queue as the driver sees it. Descriptors are handed out in a circle, so a test must not have more
+/// under way than the ring holds.
 pub struct Ring {
     memory: Arc<Memory>,
     base: u64,

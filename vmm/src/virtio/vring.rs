@@ -1,7 +1,9 @@
-//! A queue as a device's worker uses it: the queue crate's ring with its kick and interrupt, and what happens when the ring itself is broken.
+//! A queue as a device's worker uses it: the queue crate's ring with its kick and interrupt, and what happens
+//! when the ring itself is broken.
 //!
-//! A broken *chain* is one bad request and is given back; a broken *ring* (an available index that the ring cannot have, rings that are not in memory)
-//! says that the driver is mad or hostile: nothing more is taken from the ring until the driver resets the device.
+//! A broken *chain* is one bad request and is given back; a broken *ring* (an available index that the ring
+//! cannot have, rings that are not in memory) says that the driver is mad or hostile: nothing more is taken
+//! from the ring until the driver resets the device.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -81,7 +83,8 @@ impl Vring {
         }
     }
 
-    /// Puts the last `count` chains that were popped back, to be popped again. None of them may have been given back.
+    /// Puts the last `count` chains that were popped back, to be popped again. None of them may have been
+    /// given back.
     pub fn unpop(&mut self, count: u16) {
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(count));
     }
@@ -93,7 +96,8 @@ impl Vring {
         }
     }
 
-    /// Asks the driver to kick for the next chain. Answers whether one has come already, for which it may not kick.
+    /// Asks the driver to kick for the next chain. Answers whether one has come already, for which it may not
+    /// kick.
     pub fn want_kicks(&mut self) -> bool {
         if self.broken {
             return false;
@@ -143,7 +147,8 @@ impl Vring {
     }
 
     fn wants_interrupt(&self, old: u16, new: u16) -> bool {
-        // What was given must be visible before the driver's wish is read; it does the same the other way round.
+        // What was given must be visible before the driver's wish is read; it does the same the other way
+        // round.
         fence(Ordering::SeqCst);
         let available = self.queue.avail_ring();
         let read = |at: u64| {
@@ -151,7 +156,8 @@ impl Vring {
             at.and_then(|at| self.memory.load::<u16>(at, Ordering::Relaxed).ok()).map(u16::from_le)
         };
         if self.queue.event_idx_enabled() {
-            // Available ring: flags, index, `size` heads, then the used index after which the driver wants to be told.
+            // Available ring: flags, index, `size` heads, then the used index after which the driver wants to
+            // be told.
             let event = read(4 + 2 * u64::from(self.queue.size()));
             event.is_none_or(|event| new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
         } else {

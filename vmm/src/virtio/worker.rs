@@ -1,8 +1,9 @@
 //! The thread that works a device's queues.
 //!
-//! One thread per device, started when the device is made (before the guest runs, so that it can set up what its seccomp filter will forbid),
-//! idle until the driver is ready. The machine's driver thread gives it orders and waits for each answer; between orders it sleeps in `poll`
-//! on what its [`Engine`] wants to hear of.
+//! One thread per device, started when the device is made (before the guest runs, so that it can set up what
+//! its seccomp filter will forbid), idle until the driver is ready. The machine's driver thread gives it
+//! orders and waits for each answer; between orders it sleeps in `poll` on what its [`Engine`] wants to hear
+//! of.
 //!
 //! ```text
 //!           start            pause
@@ -23,8 +24,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{ActivateError, Activation};
 
-/// Runs in the new thread once it is set up and before it touches anything of the guest: applies the thread's seccomp filter. The worker does no
-/// work when it fails.
+/// Runs in the new thread once it is set up and before it touches anything of the guest: applies the thread's
+/// seccomp filter. The worker does no work when it fails.
 pub type Confine = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// A [`Confine`] that does nothing, for tests and tools.
@@ -247,7 +248,8 @@ fn work(mut engine: impl Engine, wake: &EventFd, orders: &Receiver<Order>, answe
     }
 }
 
-/// Sleeps until an order or (when going) a source is ready. Answers whether there may be orders, and which sources are ready.
+/// Sleeps until an order or (when going) a source is ready. Answers whether there may be orders, and which
+/// sources are ready.
 fn sleep(engine: &impl Engine, wake: &EventFd, going: bool, turn: Turn) -> (bool, Ready) {
     let mut sources = Vec::with_capacity(4);
     if going {

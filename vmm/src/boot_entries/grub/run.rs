@@ -50,8 +50,9 @@ struct Machine<'e> {
     found: Entry,
 }
 
-/// Runs a parsed file: its entries in the order in which they should be tried, the default first. `environment` is the content of
-/// `grubenv`, `prefix` the directory of the file, and `exists` tells whether a file is there.
+/// Runs a parsed file: its entries in the order in which they should be tried, the default first.
+/// `environment` is the content of `grubenv`, `prefix` the directory of the file, and `exists` tells whether
+/// a file is there.
 ///
 /// # Errors
 /// A file that goes beyond the limits.
@@ -80,8 +81,8 @@ pub fn run(
     }
     let mut menu = Vec::new();
     machine.block(statements, &mut menu)?;
-    // Ubuntu tries without an initial RAM disk first and falls back over a variable that only GRUB can save; take the fallback,
-    // which always works.
+    // Ubuntu tries without an initial RAM disk first and falls back over a variable that only GRUB can save;
+    // take the fallback, which always works.
     machine.variables.insert("initrdfail".to_owned(), "1".to_owned());
     let default = machine.variables.get("default").cloned().unwrap_or_default();
     let mut order = Vec::new();

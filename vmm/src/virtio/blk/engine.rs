@@ -1,6 +1,7 @@
 //! The disk's queue: from descriptor chains to jobs of the file, and from what is done back to used buffers.
 //!
-//! Requests finish in any order. At most [`DEPTH`] are under way; more stay in the guest's ring until one is done.
+//! Requests finish in any order. At most [`DEPTH`] are under way; more stay in the guest's ring until one is
+//! done.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -317,7 +318,8 @@ impl Engine for BlkEngine {
         active.ring.tell();
         self.active = Some(active);
         match stopped {
-            // The kernel had no resources for what was submitted; nothing but asking again will tell when it has.
+            // The kernel had no resources for what was submitted; nothing but asking again will tell when it
+            // has.
             _ if self.file.is_behind() => Turn::Again,
             Stopped::Empty => Turn::Sleep,
             Stopped::Budget => Turn::Again,

@@ -110,7 +110,8 @@ const UNMAP: u32 = 1;
 /// Reads one range; `None` when it is empty.
 ///
 /// # Errors
-/// [`Status::Unsupported`] for flags that the request must not have, [`Status::IoError`] for a range that is too long or not on the disk.
+/// [`Status::Unsupported`] for flags that the request must not have, [`Status::IoError`] for a range that is
+/// too long or not on the disk.
 pub fn range(bytes: &[u8; RANGE], zeroes: bool, disk_sectors: u64) -> Result<Option<Range>, Status> {
     let (sector, count, flags) = (sector_at(bytes, 0), le32(bytes, 8), le32(bytes, 12));
     let change = match (zeroes, flags) {

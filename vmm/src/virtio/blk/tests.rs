@@ -454,7 +454,8 @@ fn prop_oneof_index() -> impl Strategy<Value = u16> {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
 
-    /// Whatever stands in the ring: the worker survives, gives every head back at most once per offer, and serves the next good request.
+    /// Whatever stands in the ring: the worker survives, gives every head back at most once per offer, and
+    /// serves the next good request.
     #[test]
     fn hostile_rings(table in prop::collection::vec(hostile_descriptor(), 16), indirect in prop::collection::vec(hostile_descriptor(), 8),
                      heads in prop::collection::vec(prop_oneof_index(), 1..16), header in any::<[u8; 3]>(), io_uring in any::<bool>()) {

@@ -1,8 +1,9 @@
 //! The interface's two queues and its tap.
 //!
-//! Receiving: buffers are taken from the ring ahead of packets, enough for the largest packet; one `readv` puts a packet straight into them; as many as it
-//! filled are given back together. What was taken and not filled is kept for the next packet, and put back into the ring when the device stops or pauses.
-//! Sending: one `writev` per packet straight from guest memory, behind a checked copy of its header.
+//! Receiving: buffers are taken from the ring ahead of packets, enough for the largest packet; one `readv`
+//! puts a packet straight into them; as many as it filled are given back together. What was taken and not
+//! filled is kept for the next packet, and put back into the ring when the device stops or pauses. Sending:
+//! one `writev` per packet straight from guest memory, behind a checked copy of its header.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -102,7 +103,8 @@ impl NetEngine {
         self.spare.push(segments);
     }
 
-    /// Takes buffers until the largest packet fits, or one when packets must fit a single one. Answers whether there is any.
+    /// Takes buffers until the largest packet fits, or one when packets must fit a single one. Answers
+    /// whether there is any.
     fn take_buffers(&mut self, active: &mut Active, mergeable: bool) -> bool {
         let memory = Arc::clone(active.receive.memory());
         active.starved = false;
@@ -125,7 +127,8 @@ impl NetEngine {
             let taken = collect(chain, &mut readable, &mut room);
             let len = room.len();
             if taken.is_err() || !readable.is_empty() || len < HEADER {
-                // Buffers are kept in order to be put back; one that is given back between them would break that.
+                // Buffers are kept in order to be put back; one that is given back between them would break
+                // that.
                 active.receive.break_off("a receive buffer makes no sense");
             } else {
                 active.room = active.room.saturating_add(len);
@@ -166,7 +169,8 @@ impl NetEngine {
             count = count.saturating_add(1);
         }
         self.pieces.push(iovec { iov_base: self.overflow.as_mut_ptr().cast(), iov_len: self.overflow.len() });
-        // SAFETY: the pieces lie in guest memory, kept mapped by `active.buffers`, and in `overflow`, which is borrowed alone.
+        // SAFETY: the pieces lie in guest memory, kept mapped by `active.buffers`, and in `overflow`, which
+        // is borrowed alone.
         let got = match unsafe { self.tap.read(&self.pieces) } {
             Ok(got) => got,
             Err(error) => {

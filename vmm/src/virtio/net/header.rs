@@ -1,6 +1,8 @@
-//! The header that the guest puts in front of a packet, checked against what was negotiated before the kernel sees it.
+//! The header that the guest puts in front of a packet, checked against what was negotiated before the kernel
+//! sees it.
 //!
-//! The kernel checks it again; this is the second lock on the door, and it keeps a guest from using what it did not negotiate.
+//! The kernel checks it again; this is the second lock on the door, and it keeps a guest from using what it
+//! did not negotiate.
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
@@ -18,7 +20,8 @@ const ECN: u8 = 0x80;
 /// Bytes of an Ethernet header: the least that a packet has.
 pub const ETHERNET: usize = 14;
 
-/// Checks the header of a packet of `len` bytes (without it), and answers what the kernel is to see; `None` when the packet is to be dropped.
+/// Checks the header of a packet of `len` bytes (without it), and answers what the kernel is to see; `None`
+/// when the packet is to be dropped.
 #[must_use]
 pub fn outgoing(raw: [u8; HEADER], len: usize, features: u64) -> Option<[u8; HEADER]> {
     let has = |bit: u32| features & bits(&[bit]) != 0;

@@ -23,7 +23,8 @@ const MRG_RXBUF: u64 = 1 << 15;
 const SEND: u64 = BUFFERS;
 const RECEIVE: u64 = BUFFERS + 0x10_0000;
 
-/// Runs a test in a thread with a new network namespace, which is gone when the thread and its descriptors are.
+/// Runs a test in a thread with a new network namespace, which is gone when the thread and its descriptors
+/// are.
 fn in_namespace(test: fn()) {
     let run = move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
