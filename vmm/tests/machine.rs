@@ -33,6 +33,7 @@ fn each_end_is_told_from_the_others() {
         (hello().power_off(), EndReason::PowerOff),
         (hello().out8(0x64, 0xfe).stop(), EndReason::Reset),
         (hello().out8(0xcf9, 6).stop(), EndReason::Reset),
+        (hello().jump(0xf_fff0), EndReason::Reset),
         (hello().raw(&[0x0f, 0x0b]), EndReason::TripleFault),
     ];
     for (asm, reason) in cases {

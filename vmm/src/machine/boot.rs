@@ -5,7 +5,7 @@
 
 use super::layout::{
     ABOVE_4G, ACPI_TABLES, COMMAND_LINE, COMMAND_LINE_MAX, ECAM, ECAM_SIZE, HIGH_RAM, LOW_RAM_END, PVH_INFO,
-    PVH_MEMORY_MAP, PVH_MODULES, ZERO_PAGE,
+    PVH_MEMORY_MAP, PVH_MODULES, RESTART, SMBIOS, ZERO_PAGE,
 };
 use super::memory::{high_size, low_end};
 use crate::virtio::Memory;
@@ -30,6 +30,10 @@ const LOADER_UNDEFINED: u8 = 0xff;
 const RAM: u32 = XEN_HVM_MEMMAP_TYPE_RAM;
 const RESERVED: u32 = XEN_HVM_MEMMAP_TYPE_RESERVED;
 const ACPI: u32 = XEN_HVM_MEMMAP_TYPE_ACPI;
+
+/// What stands in for a BIOS where Linux expects one: on a hardware-reduced ACPI machine without EFI it restarts by jumping there in real mode.
+/// `mov al, 0xfe; out 0x64, al; hlt; jmp -3`: the i8042's reset, valid in every processor mode.
+const RESTART_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 
 /// How the first vCPU enters the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +111,7 @@ pub fn load(
         return Err(BootError::CommandLineNul);
     }
     memory.write_slice(command_line.as_bytes(), GuestAddress(COMMAND_LINE))?;
+    memory.write_slice(&RESTART_CODE, GuestAddress(RESTART))?;
     let loaded = load_kernel(memory, kernel)?;
     let initrd = match initrd {
         Some(file) => Some(load_initrd(memory, file, &loaded)?),
@@ -196,7 +201,8 @@ fn load_initrd(memory: &Memory, file: &File, kernel: &Kernel) -> Result<(u32, u3
 fn memory_map(memory: &Memory) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, LOW_RAM_END, RAM),
-        (ACPI_TABLES, HIGH_RAM - ACPI_TABLES, ACPI),
+        (ACPI_TABLES, SMBIOS - ACPI_TABLES, ACPI),
+        (SMBIOS, HIGH_RAM - SMBIOS, RESERVED),
         (HIGH_RAM, low_end(memory).saturating_sub(HIGH_RAM), RAM),
         (ECAM, ECAM_SIZE, RESERVED),
     ];
@@ -311,7 +317,7 @@ mod tests {
         let (image, size) = (page.hdr.ramdisk_image, page.hdr.ramdisk_size);
         assert_eq!((image, size), ((64 << 20) - 8192, 5000));
         assert_eq!(memory.read_obj::<u8>(GuestAddress(u64::from(image) + 4999)).unwrap(), 7);
-        assert_eq!(page.e820_entries, 4);
+        assert_eq!(page.e820_entries, 5);
         let mut text = [0u8; 14];
         memory.read_slice(&mut text, GuestAddress(COMMAND_LINE)).unwrap();
         assert_eq!(&text, b"console=ttyS0\0");

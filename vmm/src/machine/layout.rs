@@ -27,6 +27,8 @@ pub const LOW_RAM_END: u64 = 0x9fc00;
 pub const ACPI_TABLES: u64 = 0xe0000;
 /// SMBIOS entry point and tables (where a scan of the BIOS area finds it).
 pub const SMBIOS: u64 = 0xf0000;
+/// Where a processor in real mode goes to restart the machine (`FFFF:0000`).
+pub const RESTART: u64 = 0xf_fff0;
 /// Where kernels go, and the end of the BIOS area.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Start of the hole in RAM, and of the window for PCI memory BARs.
