@@ -1,9 +1,9 @@
 //! Guests' processes: started into a session of their own, so that they outlive `hostd`, and found again after it.
 //!
-//! Nothing is written down about a process, so nothing written down can be wrong. A process carries in its environment
-//! whose it is ([`MARK`], [`SERVER`]), which the kernel shows in `/proc/PID/environ`; after a restart, `hostd` looks
-//! there. A descriptor of the process (pidfd) is taken first and the mark is read again, so a reused number is never
-//! taken for the process.
+//! Nothing is written down about a process, so nothing written down can be wrong. A process carries whose it is in the
+//! name that it was started by ([`mark`]), which the kernel shows in `/proc/PID/cmdline` to anyone; after a restart,
+//! `hostd` looks there. A descriptor of the process (pidfd) is taken first and the mark is read again, so a reused number
+//! is never taken for the process. A process can change its mark, so it only counts with the server's own user.
 #![allow(unsafe_code)]
 
 use crate::cgroup::Cgroup;
@@ -13,18 +13,21 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use tokio::io::unix::AsyncFd;
 use wire::ids::ServerId;
 
-/// Environment variable that says which `hostd` a process belongs to: its state directory.
-pub const MARK: &str = "FERROSTACK_HOSTD";
-/// Environment variable that says which server a process runs.
-pub const SERVER: &str = "FERROSTACK_SERVER";
+/// First word of [`mark`].
+const MARK: &str = "ferrostack-guest";
+
+/// The name that a guest's process is started by: for people who list processes, and to find it again.
+#[must_use]
+pub fn mark(owner: &Path, server: ServerId) -> String {
+    format!("{MARK} {server} {}", owner.display())
+}
 
 /// A process to start.
 #[derive(Debug)]
@@ -55,7 +58,7 @@ pub struct Process {
     status: Mutex<Option<String>>,
 }
 
-/// Starts a process. It has its own session, no terminal, no environment but the marks, and may gain no privilege.
+/// Starts a process. It has its own session, no terminal, no environment, and may gain no privilege.
 ///
 /// # Errors
 /// When the program cannot be run or the kernel refuses.
@@ -63,11 +66,10 @@ pub fn launch(launch: Launch<'_>) -> io::Result<Process> {
     let groups = launch.cgroup.map(Cgroup::entrances).transpose()?.unwrap_or_default();
     let mut command = Command::new(launch.program);
     command
+        .arg0(mark(launch.owner, launch.server))
         .args(&launch.arguments)
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-        .env(MARK, launch.owner)
-        .env(SERVER, launch.server.to_string())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -249,23 +251,27 @@ pub async fn sweep(owner: &Path, server: ServerId) {
     }
 }
 
-/// The server that a process runs for the `hostd` of `owner`. Zombies have no environment any more.
+/// The server that a process runs for the `hostd` of `owner`. Zombies have no name any more.
 fn whose(pid: i32, owner: &Path) -> Option<ServerId> {
-    let dir = PathBuf::from(format!("/proc/{pid}"));
-    // A user of this machine can write anything into an environment of his own: believe root and guests' users only.
-    let uid = std::fs::metadata(&dir).ok()?.uid();
-    let environment = std::fs::read(dir.join("environ")).ok()?;
-    let mut server = None;
-    let mut ours = false;
-    for entry in environment.split(|byte| *byte == 0) {
-        let Ok(entry) = std::str::from_utf8(entry) else { continue };
-        match entry.split_once('=') {
-            Some((MARK, value)) => ours = Path::new(value) == owner,
-            Some((SERVER, value)) => server = value.parse().ok(),
-            _ => (),
-        }
-    }
-    server.filter(|_| ours && (uid == 0 || uid >= MIN_GUEST_UID))
+    // A person's process can have any name: believe root and guests' users only.
+    let uid = user(pid)?;
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let name = std::str::from_utf8(line.split(|byte| *byte == 0).next()?).ok()?;
+    let (server, path) = name.strip_prefix(MARK)?.strip_prefix(' ')?.split_once(' ')?;
+    let ours = Path::new(path) == owner && (uid == 0 || uid >= MIN_GUEST_UID);
+    server.parse().ok().filter(|_| ours)
+}
+
+/// Whether a process has this user, or is still root because it has not given that up yet.
+#[must_use]
+pub fn runs_as(pid: i32, uid: u32) -> bool {
+    user(pid).is_some_and(|user| user == 0 || user == uid)
+}
+
+/// From `status`, as the owner of the directory is root for processes that hide from debuggers.
+fn user(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok())
 }
 
 /// Guests' user ids are configured above this, see [`crate::host::check`].

@@ -8,9 +8,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Deserialize;
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -181,22 +183,28 @@ impl Resources {
         user: u32,
     ) -> io::Result<(std::process::ExitStatus, Said)> {
         let fds = [disk.as_raw_fd(), kernel.as_raw_fd(), initrd.as_raw_fd()];
+        // By descriptor, as the reader's user may not be allowed to pass the directories above the program.
+        let program = File::open(&self.vmm)?;
+        let path = CString::new(self.vmm.as_os_str().as_bytes())?;
+        let mut words = vec![path, c"boot-entries".to_owned()];
+        for (option, fd) in [c"--disk-fd", c"--kernel-fd", c"--initrd-fd"].into_iter().zip(fds) {
+            words.extend([option.to_owned(), CString::new(fd.to_string())?]);
+        }
         let mut command = Command::new(&self.vmm);
         command
-            .arg("boot-entries")
-            .args(["--disk-fd", &fds[0].to_string()])
-            .args(["--kernel-fd", &fds[1].to_string()])
-            .args(["--initrd-fd", &fds[2].to_string()])
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // SAFETY: only async-signal-safe system calls on values made before the fork.
+        let mut inherit = fds.to_vec();
+        inherit.push(program.as_raw_fd());
+        // SAFETY: only async-signal-safe system calls on values made before the fork; the pointers below point into
+        // `words`, which the closure owns.
         unsafe {
             command.pre_exec(move || {
-                for fd in fds {
-                    if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
+                for fd in &inherit {
+                    if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
                         return Err(io::Error::last_os_error());
                     }
                 }
@@ -207,7 +215,20 @@ impl Resources {
                 {
                     return Err(io::Error::last_os_error());
                 }
-                Ok(())
+                let mut pointers = [std::ptr::null::<libc::c_char>(); 9];
+                for (pointer, word) in pointers.iter_mut().zip(&words) {
+                    *pointer = word.as_ptr();
+                }
+                let nothing = [std::ptr::null::<libc::c_char>()];
+                // Not seen again when it succeeds.
+                libc::execveat(
+                    program.as_raw_fd(),
+                    c"".as_ptr(),
+                    pointers.as_ptr().cast(),
+                    nothing.as_ptr().cast(),
+                    libc::AT_EMPTY_PATH,
+                );
+                Err(io::Error::last_os_error())
             });
         }
         let mut child = command.spawn()?;

@@ -1,10 +1,48 @@
-//! Our own monitor on KVM.
-use super::{Adopted, Hypervisor, Kind, Machine, Plan, Seat};
+//! Our own monitor on KVM: `vmm serve`, one process (and its keeper) per guest.
+//!
+//! The monitor gets every descriptor at its start and jails itself. Its control socket, end file and console files are
+//! in the server's directories, so a later `hostd` finds all of it by the server's id.
+
+use super::{
+    Adopted, Control, DiskNow, End, How, Hypervisor, Kind, Life, Machine, Plan, Seat, Status, place,
+};
+use crate::cgroup::Limits;
+use crate::process::{self, Launch, Process};
 use crate::resources::Resources;
+use crate::{console, durable, fault};
+use base::fdpass;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use std::path::PathBuf;
-use wire::Refused;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use wire::host::{DiskSpec, NicSpec};
+use wire::machine::{
+    DiskConfig, EndReason, Identity, JailConfig, MachineCall, MachineConfig, MachineEnd, MachineReply,
+    MachineState, MachineStatus, NicConfig,
+};
+use wire::{Refused, RefusedKind};
+
+mod channel;
+
+use channel::Channel;
+
+/// The control socket in the run directory.
+const CONTROL: &str = "control.sock";
+/// The end file in the run directory.
+const END: &str = "end.json";
+/// How long a monitor may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the watcher lets the monitor wait for news.
+const NEWS_MS: u64 = 50_000;
+/// What a monitor may use beside its guest's memory, in bytes: its own heap, and page cache of its disks.
+const OVERHEAD: u64 = 256 << 20;
 
 /// The hypervisor.
 #[derive(Debug)]
@@ -20,19 +58,354 @@ impl Vmm {
         Self { program, resources }
     }
 }
+
 impl Hypervisor for Vmm {
     fn kind(&self) -> Kind {
         Kind::Vmm
     }
-    fn start(&self, _plan: Plan) -> BoxFuture<'_, Result<Box<dyn Machine>, Refused>> {
-        let refused = Refused::unavailable(format!(
-            "{} with {:?} cannot serve machines yet",
-            self.program.display(),
-            self.resources
-        ));
-        futures::future::ready(Err(refused)).boxed()
+
+    fn start(&self, plan: Plan) -> BoxFuture<'_, Result<Box<dyn Machine>, Refused>> {
+        async move {
+            let (program, resources) = (self.program.clone(), self.resources.clone());
+            let (seat, paused) = (plan.seat.clone(), plan.paused);
+            let handle = tokio::runtime::Handle::current();
+            let process = tokio::task::spawn_blocking(move || {
+                // The process handle registers with the runtime.
+                let _inside = handle.enter();
+                spawn(&program, &resources, &plan)
+            })
+            .await
+            .map_err(|error| Refused::internal(error.to_string()))??;
+            fault::point("spawned");
+            let machine = VmmMachine::new(seat, process, self.resources.clone());
+            let ready = async {
+                match machine.status().await?.life {
+                    Life::Ended(end) => Err(Refused::internal(end.detail)),
+                    Life::Running if paused => machine.control(Control::Pause).await,
+                    Life::Running | Life::Paused => Ok(()),
+                }
+            };
+            match ready.await {
+                Ok(()) => Ok(Box::new(machine) as Box<dyn Machine>),
+                Err(refused) => {
+                    machine.kill().await;
+                    Err(Refused::internal(format!("the machine monitor did not start: {refused}")))
+                }
+            }
+        }
+        .boxed()
     }
-    fn adopt(&self, _seat: Seat, _pid: Option<i32>) -> BoxFuture<'_, Result<Adopted, Refused>> {
-        futures::future::ready(Ok(Adopted::Gone)).boxed()
+
+    fn adopt(&self, seat: Seat, pid: Option<i32>) -> BoxFuture<'_, Result<Adopted, Refused>> {
+        async move {
+            let process = match pid {
+                Some(pid) => Process::adopt(pid, &seat.owner, seat.id)
+                    .map_err(place::trouble("take over the monitor"))?,
+                None => None,
+            };
+            Ok(match (process, read_end(&seat)) {
+                (Some(process), _) => {
+                    Adopted::Machine(Box::new(VmmMachine::new(seat, process, self.resources.clone())))
+                }
+                (None, Some(end)) => Adopted::Ended(end),
+                (None, None) => Adopted::Gone,
+            })
+        }
+        .boxed()
+    }
+}
+
+/// Opens everything and starts the process. All that was opened here is closed on return; the monitor keeps its own.
+fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, Refused> {
+    let seat = &plan.seat;
+    let log = place::prepare(seat).map_err(place::trouble("prepare the server's directories"))?;
+    let consoles = [console::current(&seat.state), console::previous(&seat.state)]
+        .iter()
+        .map(|path| place::open_console(path, OpenOptions::new().read(true).write(true)))
+        .collect::<io::Result<Vec<File>>>()
+        .map_err(place::trouble("open the console log"))?;
+    let end = File::create(seat.run.join(END)).map_err(place::trouble("make the end file"))?;
+    let control = place::with_short_path(seat, CONTROL, fdpass::listen)
+        .map_err(place::trouble("make the control socket"))?;
+    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|error| {
+        Refused::unavailable(format!("cannot open /dev/kvm: {error}"))
+            .remedy("load the kvm module, or choose hypervisor = \"auto\"")
+    })?;
+    let disks = plan.spec.disks.iter().map(|disk| resources.disk(disk)).collect::<Result<Vec<File>, _>>()?;
+    let boot = resources.boot(&plan.spec, &disks, seat.uid)?;
+    let taps =
+        plan.spec.nics.iter().map(|nic| resources.tap(nic.port)).collect::<Result<Vec<OwnedFd>, _>>()?;
+    let config = MachineConfig {
+        id: seat.id,
+        name: plan.spec.name.clone(),
+        vcpus: plan.spec.vcpus,
+        memory: plan.spec.memory,
+        kvm_fd: kvm.as_raw_fd(),
+        control_fd: control.as_raw_fd(),
+        console_fds: consoles.iter().map(AsRawFd::as_raw_fd).collect(),
+        console_limit: seat.console_limit,
+        end_fd: Some(end.as_raw_fd()),
+        kernel_fd: boot.kernel.as_raw_fd(),
+        initrd_fd: boot.initrd.as_ref().map(AsRawFd::as_raw_fd),
+        command_line: boot.command_line.clone(),
+        disks: plan.spec.disks.iter().zip(&disks).map(|(disk, file)| disk_config(disk, file)).collect(),
+        nics: plan.spec.nics.iter().zip(&taps).map(|(nic, tap)| nic_config(nic, tap)).collect(),
+        identity: Identity::default(),
+        jail: Some(JailConfig { uid: seat.uid, gid: seat.uid }),
+    };
+    let config_file = in_memory(&config).map_err(place::trouble("write the machine's configuration"))?;
+    let mut inherit: Vec<RawFd> =
+        vec![config_file.as_raw_fd(), config.kvm_fd, config.control_fd, end.as_raw_fd(), config.kernel_fd];
+    inherit.extend(&config.console_fds);
+    inherit.extend(config.initrd_fd);
+    inherit.extend(config.disks.iter().map(|disk| disk.fd));
+    inherit.extend(config.nics.iter().map(|nic| nic.fd));
+    let memory = plan.spec.memory.bytes().map(|bytes| bytes.saturating_add(OVERHEAD));
+    let cgroup = place::cgroup(seat, Limits { vcpus: plan.spec.vcpus, memory, tasks: 128 + plan.spec.vcpus });
+    process::launch(Launch {
+        program,
+        arguments: vec!["serve".into(), "--config-fd".into(), config_file.as_raw_fd().to_string().into()],
+        owner: &seat.owner,
+        server: seat.id,
+        inherit,
+        user: None,
+        log,
+        cgroup: cgroup.as_ref(),
+    })
+    .map_err(|error| {
+        Refused::internal(format!("cannot run {}: {error}", program.display()))
+            .remedy("check the vmm path in hostd's configuration")
+    })
+}
+
+fn disk_config(disk: &DiskSpec, file: &File) -> DiskConfig {
+    DiskConfig {
+        key: disk.key.clone(),
+        fd: file.as_raw_fd(),
+        read_only: disk.read_only,
+        serial: disk.serial.clone(),
+    }
+}
+
+fn nic_config(nic: &NicSpec, tap: &OwnedFd) -> NicConfig {
+    NicConfig { port: nic.port, fd: tap.as_raw_fd(), mac: nic.mac, mtu: nic.mtu }
+}
+
+fn in_memory(config: &MachineConfig) -> io::Result<File> {
+    let mut file = File::from(memfd_create("machine", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(config)?)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// How a monitor said that it ended; `None` when it had no time to say it.
+fn read_end(seat: &Seat) -> Option<End> {
+    let end: MachineEnd = match durable::read(&seat.run.join(END)) {
+        Ok(end) => end?,
+        // Empty while it runs, and for ever when it was killed.
+        Err(_) => return None,
+    };
+    let how = match end.reason {
+        EndReason::PowerOff => How::PowerOff,
+        EndReason::Reset => How::Reset,
+        EndReason::TripleFault => How::TripleFault,
+        EndReason::Stopped => How::Stopped,
+        EndReason::NotStarted => How::NotStarted,
+        EndReason::Failed => How::Failed,
+    };
+    Some(End { how, detail: end.detail })
+}
+
+/// A monitor that runs or has run.
+struct VmmMachine {
+    seat: Seat,
+    process: Process,
+    resources: Resources,
+    calls: tokio::sync::Mutex<Option<Channel>>,
+    news: Mutex<watch::Receiver<u64>>,
+    watcher: JoinHandle<()>,
+}
+
+impl Drop for VmmMachine {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+impl VmmMachine {
+    fn new(seat: Seat, process: Process, resources: Resources) -> Self {
+        let (tell, news) = watch::channel(0);
+        let watcher = tokio::spawn(follow(seat.clone(), tell));
+        Self {
+            seat,
+            process,
+            resources,
+            calls: tokio::sync::Mutex::new(None),
+            news: Mutex::new(news),
+            watcher,
+        }
+    }
+
+    async fn call(&self, call: &MachineCall, fd: Option<&OwnedFd>) -> Result<MachineReply, Refused> {
+        let silent = |error: io::Error| {
+            Refused::unavailable(format!(
+                "the machine monitor of server {} does not answer: {error}",
+                self.seat.id
+            ))
+        };
+        let mut place = self.calls.lock().await;
+        // Taken out while in use: a channel whose exchange was cut short is not used again.
+        let channel = match place.take() {
+            Some(channel) => channel,
+            None => connect(&self.seat).map_err(silent)?,
+        };
+        let reply = tokio::time::timeout(PATIENCE, channel.exchange(call, fd.map(AsFd::as_fd)))
+            .await
+            .map_err(|_| silent(io::Error::from(io::ErrorKind::TimedOut)))?
+            .map_err(silent)?;
+        *place = Some(channel);
+        match reply {
+            MachineReply::Refused(refused) => Err(refused),
+            MachineReply::Done | MachineReply::Status(_) => Ok(reply),
+        }
+    }
+
+    async fn read(&self) -> Result<Status, Refused> {
+        if self.process.has_ended() {
+            return Ok(self.ended());
+        }
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).borrow_and_update();
+        let asked = self.call(&MachineCall::Status { after: None, wait_ms: 0 }, None).await;
+        match asked {
+            Ok(MachineReply::Status(status)) => Ok(translate(&status)),
+            Ok(MachineReply::Done | MachineReply::Refused(_)) => Err(Refused::internal(
+                "the machine monitor answered a question for its status with something else",
+            )),
+            // Its socket closes a moment before its process is gone.
+            Err(refused) if refused.kind == RefusedKind::Unavailable => {
+                let gone = tokio::time::timeout(Duration::from_millis(500), self.process.ended()).await;
+                if gone.is_ok() { Ok(self.ended()) } else { Err(refused) }
+            }
+            Err(refused) => Err(refused),
+        }
+    }
+
+    fn ended(&self) -> Status {
+        let end = read_end(&self.seat).unwrap_or_else(|| {
+            let status = self.process.status().unwrap_or_else(|| "an unknown status".into());
+            let words = place::last_words(&self.seat);
+            let colon = if words.is_empty() { "" } else { ": " };
+            End { how: How::Failed, detail: format!("vmm ended with {status}{colon}{words}") }
+        });
+        Status { life: Life::Ended(end), disks: Vec::new(), nics: Vec::new() }
+    }
+
+    async fn act(&self, control: Control) -> Result<(), Refused> {
+        let resources = self.resources.clone();
+        let (call, fd) = match control {
+            Control::Pause => (MachineCall::Pause, None),
+            Control::Resume => (MachineCall::Resume, None),
+            Control::PowerButton => (MachineCall::PowerButton, None),
+            Control::UnplugDisk(key) => (MachineCall::UnplugDisk { key }, None),
+            Control::UnplugNic(port) => (MachineCall::UnplugNic { port }, None),
+            Control::ResizeDisk(key, _) => (MachineCall::ResizeDisk { key }, None),
+            Control::PlugDisk(disk) => {
+                let spec = disk.clone();
+                let file = blocking(move || resources.disk(&spec)).await?;
+                let DiskSpec { key, path: _, read_only, serial } = disk;
+                (MachineCall::PlugDisk { key, read_only, serial }, Some(OwnedFd::from(file)))
+            }
+            Control::PlugNic(NicSpec { port, mac, mtu }) => {
+                let tap = blocking(move || resources.tap(port)).await?;
+                (MachineCall::PlugNic { port, mac, mtu }, Some(tap))
+            }
+        };
+        self.call(&call, fd.as_ref()).await.map(drop)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refused> + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Refused::internal(error.to_string()))?
+}
+
+fn connect(seat: &Seat) -> io::Result<Channel> {
+    Channel::new(place::with_short_path(seat, CONTROL, fdpass::connect)?)
+}
+
+fn translate(status: &MachineStatus) -> Status {
+    Status {
+        life: match status.state {
+            MachineState::Running => Life::Running,
+            MachineState::Paused => Life::Paused,
+        },
+        disks: status
+            .disks
+            .iter()
+            .map(|disk| DiskNow { key: disk.key.clone(), bytes: Some(disk.bytes) })
+            .collect(),
+        nics: status.nics.iter().map(|nic| nic.port).collect(),
+    }
+}
+
+/// Follows the machine's sequence number on a connection of its own and passes it on.
+async fn follow(seat: Seat, tell: watch::Sender<u64>) {
+    let mut after = None;
+    loop {
+        let Ok(channel) = connect(&seat) else {
+            // Ended, which the process handle tells, or not listening yet.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
+        let call = |after| MachineCall::Status { after, wait_ms: NEWS_MS };
+        while let Ok(MachineReply::Status(status)) = channel.exchange(&call(after), None).await {
+            if after.replace(status.sequence) != Some(status.sequence) {
+                tell.send_replace(status.sequence);
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+impl Machine for VmmMachine {
+    fn status(&self) -> BoxFuture<'_, Result<Status, Refused>> {
+        self.read().boxed()
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        async move {
+            let told = async {
+                if news.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = self.process.ended() => (),
+                () = told => (),
+            }
+        }
+        .boxed()
+    }
+
+    fn control(&self, control: Control) -> BoxFuture<'_, Result<(), Refused>> {
+        self.act(control).boxed()
+    }
+
+    fn kill(&self) -> BoxFuture<'_, ()> {
+        async move {
+            self.process.kill().await;
+            // The kernel ends the machine with its keeper, but not in the same moment: nothing may write to the disks
+            // once this returns.
+            process::sweep(&self.seat.owner, self.seat.id).await;
+        }
+        .boxed()
+    }
+
+    fn tend(&self) {
+        if let Err(error) = console::trim(&place::log_path(&self.seat), place::LOG_LIMIT) {
+            tracing::warn!(server = %self.seat.id, %error, "cannot trim the monitor's log");
+        }
     }
 }

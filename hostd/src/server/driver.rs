@@ -53,7 +53,7 @@ pub struct Driver {
     stop: Option<Stop>,
     asked: BTreeMap<Device, Asked>,
     failed: Option<Generation>,
-    started: Option<Instant>,
+    started: Option<(Instant, Generation)>,
     quick_resets: usize,
     not_before: Option<Instant>,
     published: bool,
@@ -254,7 +254,11 @@ impl Driver {
 
     async fn note_end(&mut self, end: End) {
         let wanted = self.wanted.borrow().clone();
-        let quick = self.started.is_some_and(|at| at.elapsed() < QUICK);
+        let quick = self.started.is_some_and(|(at, _)| at.elapsed() < QUICK);
+        if self.started.is_some_and(|(_, generation)| generation == wanted.generation) {
+            // It was started as wanted; that it ended before anyone looked again is not for want of that.
+            self.record.settled = self.record.settled.max(wanted.generation);
+        }
         let stopping = self.stop.is_some_and(|stop| Instant::now() < stop.until + LATE);
         self.quick_resets = match end.how {
             How::Reset | How::TripleFault if quick && !stopping => self.quick_resets + 1,
@@ -351,6 +355,8 @@ impl Driver {
         let kind = self.fleet.chosen;
         let hypervisor = self.fleet.of(kind)?;
         self.kind = kind;
+        // Words of an earlier machine must not be taken for the new one's.
+        durable::remove_dir(&self.seat.run).map_err(|error| self.disk_trouble(&error))?;
         self.record.run = Run::Starting { kind, reboots: wanted.reboots.count };
         self.record.plugged = wanted.spec.disks.iter().map(|disk| (disk.key.clone(), disk.clone())).collect();
         self.keep()?;
@@ -368,7 +374,7 @@ impl Driver {
         match started {
             Ok(machine) => {
                 self.machine = Some(machine);
-                self.started = Some(Instant::now());
+                self.started = Some((Instant::now(), wanted.generation));
                 self.stop = None;
                 self.asked.clear();
                 self.now = Now::Mute;

@@ -9,4 +9,7 @@ pub mod record;
 pub mod registry;
 pub mod wanted;
 
+#[cfg(test)]
+mod plan_tests;
+
 pub use registry::Registry;

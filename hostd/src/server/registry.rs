@@ -102,13 +102,14 @@ impl Registry {
         Ok(registry)
     }
 
-    async fn restore(&self, id: ServerId, pids: Vec<i32>) -> io::Result<()> {
+    async fn restore(&self, id: ServerId, mut pids: Vec<i32>) -> io::Result<()> {
         let seat = self.0.seat(id, 0);
         let Some(wanted) = durable::read::<Wanted>(&wanted_path(&seat))? else {
             // The end of a removal, or the beginning of a server that nobody was promised.
             process::sweep(&self.0.owner, id).await;
             return self.0.remove_leftovers(id);
         };
+        pids.retain(|pid| process::runs_as(*pid, wanted.uid));
         let mut place = self.locked(id).await;
         *place = Some(self.0.hire(id, wanted, pids, self.clone()));
         Ok(())
@@ -193,9 +194,12 @@ impl Registry {
                 return Ok(());
             };
             let wanted = Wanted { forget: true, ..seated.wanted.borrow().clone() };
-            self.0.keep(call.id, wanted.clone()).await?;
-            fault::point("kept the wish to forget");
-            seated.wanted.send_replace(wanted);
+            // Once kept, its file may be gone at any moment.
+            if *seated.wanted.borrow() != wanted {
+                self.0.keep(call.id, wanted.clone()).await?;
+                fault::point("kept the wish to forget");
+                seated.wanted.send_replace(wanted);
+            }
             seated.observed.clone()
         };
         // The driver drops its end once all is removed.

@@ -18,7 +18,7 @@ pub enum Manner {
     PoweringOff,
 }
 
-const BASE: u32 = 0x10_0000;
+const BASE: u64 = 0x10_0000;
 
 /// Writes the guest's kernel file.
 pub fn kernel(dir: &Path, manner: Manner) -> PathBuf {
@@ -85,30 +85,40 @@ fn code(manner: Manner) -> Vec<u8> {
     code
 }
 
-/// A 32-bit ELF: one segment with headers and code at 1 MiB, and the PVH note.
+/// A 64-bit ELF, as Linux is: one segment with headers and code at 1 MiB, and the note with the 32-bit entry.
 fn elf(code: &[u8]) -> Vec<u8> {
-    const NOTE: u32 = 52 + 2 * 32;
-    const ENTRY: u32 = NOTE + 20;
-    let total = ENTRY + u32::try_from(code.len()).unwrap();
-    let mut file = vec![0x7f, b'E', b'L', b'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const NOTE: u64 = 64 + 2 * 56;
+    const ENTRY: u64 = NOTE + 20;
+    let entry = BASE + ENTRY;
+    let total = ENTRY + code.len() as u64;
+    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let half = |file: &mut Vec<u8>, value: u16| file.extend(value.to_le_bytes());
     let word = |file: &mut Vec<u8>, value: u32| file.extend(value.to_le_bytes());
     half(&mut file, 2); // executable
-    half(&mut file, 3); // i386
-    for value in [1, BASE + ENTRY, 52, 0, 0] {
-        word(&mut file, value); // version, entry, program headers, section headers, flags
+    half(&mut file, 62); // x86-64
+    word(&mut file, 1); // version
+    for value in [entry, 64, 0] {
+        file.extend(value.to_le_bytes()); // entry, program headers, section headers
     }
-    for value in [52, 32, 2, 0, 0, 0] {
+    word(&mut file, 0); // flags
+    for value in [64, 56, 2, 0, 0, 0] {
         half(&mut file, value);
     }
-    for value in [1, 0, BASE, BASE, total, total, 7, 0x1000] {
-        word(&mut file, value); // PT_LOAD
+    // Type and flags, then offset, virtual and physical address, sizes, alignment.
+    for (head, rest) in [
+        ([1, 7], [0, BASE, BASE, total, total, 0x1000]),
+        ([4, 4], [NOTE, BASE + NOTE, BASE + NOTE, 20, 20, 4]),
+    ] {
+        for value in head {
+            word(&mut file, value);
+        }
+        for value in rest {
+            file.extend(value.to_le_bytes());
+        }
     }
-    for value in [4, NOTE, BASE + NOTE, BASE + NOTE, 20, 20, 4, 4] {
-        word(&mut file, value); // PT_NOTE
-    }
-    for value in [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), BASE + ENTRY] {
-        word(&mut file, value); // XEN_ELFNOTE_PHYS32_ENTRY
+    // XEN_ELFNOTE_PHYS32_ENTRY
+    for value in [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), u32::try_from(entry).unwrap()] {
+        word(&mut file, value);
     }
     file.extend(code);
     file

@@ -14,6 +14,9 @@ use wire::host::{
 use wire::ids::{PortId, ServerId};
 use wire::{Generation, MiB, Refused};
 
+/// What `hostd` may do in an installation.
+const CAPABILITIES: &str = "+sys_admin,+setuid,+setgid,+kill,+chown,+fowner,+dac_override,+sys_chroot,+net_admin,+sys_resource,+mknod,+setpcap";
+
 /// One instance of `hostd`.
 pub struct Lab {
     pub dir: tempfile::TempDir,
@@ -52,8 +55,14 @@ impl Lab {
             .create(true)
             .open(self.dir.path().join("hostd.log"))
             .unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hostd"));
-        command.arg("--config").arg(self.dir.path().join("hostd.toml")).stdin(Stdio::null()).stderr(log);
+        // With the capabilities that it has in an installation, and no other.
+        let mut command = Command::new("setpriv");
+        command
+            .arg(format!("--bounding-set=-all,{CAPABILITIES}"))
+            .args(["--inh-caps=-all", env!("CARGO_BIN_EXE_hostd"), "--config"])
+            .arg(self.dir.path().join("hostd.toml"))
+            .stdin(Stdio::null())
+            .stderr(log);
         if let Some(at) = crash_at {
             command.env("HOSTD_CRASH_AT", at.to_string());
         }

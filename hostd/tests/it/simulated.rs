@@ -1,0 +1,91 @@
+//! Stories of the driver and its requests, without guests.
+
+use crate::lab::{Lab, next, server};
+use wire::RefusedKind;
+use wire::host::{DescribeHost, ListServers, Power, PowerNow, ReadConsole, WatchServer};
+use wire::ids::ServerId;
+
+#[tokio::test]
+async fn requests_are_numbered_and_unknown_servers_are_missing() {
+    let mut lab = Lab::new("simulated", "guest_uid_count = 2");
+    lab.up().await;
+    let facts = lab.client.call(&DescribeHost {}).await.unwrap();
+    assert_eq!((facts.name.as_str(), facts.hypervisor.as_str()), ("lab", "simulated"));
+    assert!(facts.cpus > 0 && facts.memory.0 > 0);
+    let none = lab.dir.path().join("none");
+    let first = server(&none, vec![lab.disk("root")], Vec::new());
+    lab.ensure(&first).await.unwrap();
+    let second = next(&first, |call| call.power = Power::Paused);
+    assert_eq!(lab.ensure(&second).await.unwrap().power, PowerNow::Paused);
+    assert_eq!(lab.ensure(&first).await.unwrap_err().kind, RefusedKind::Stale);
+    let mut other = second.clone();
+    other.power = Power::On;
+    assert_eq!(lab.ensure(&other).await.unwrap_err().kind, RefusedKind::Conflict);
+    let id = ServerId::new();
+    let watch = WatchServer { id, settled: wire::Generation(1), wait_ms: 0 };
+    assert_eq!(lab.client.call(&watch).await.unwrap_err().kind, RefusedKind::Missing);
+    assert_eq!(
+        lab.client.call(&ReadConsole { id, lines: None }).await.unwrap_err().kind,
+        RefusedKind::Missing
+    );
+    lab.forget(id).await;
+
+    // Each server has a user id of its own; a refused one leaves nothing.
+    let third = server(&none, vec![lab.disk("other")], Vec::new());
+    lab.ensure(&third).await.unwrap();
+    let fourth = server(&none, vec![lab.disk("more")], Vec::new());
+    let refused = lab.ensure(&fourth).await.unwrap_err();
+    assert_eq!(refused.kind, RefusedKind::NoSpace);
+    assert!(refused.remedy.contains("guest_uid_count"), "{refused}");
+    let all = lab.client.call(&ListServers {}).await.unwrap();
+    assert_eq!(all.len(), 2);
+    lab.forget(first.id).await;
+    lab.ensure(&fourth).await.unwrap();
+    for id in [third.id, fourth.id] {
+        lab.forget(id).await;
+    }
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_purge_ends_all_and_the_next_start_brings_back_what_should_run() {
+    let mut lab = Lab::new("simulated", "");
+    lab.up().await;
+    let none = lab.dir.path().join("none");
+    let running = server(&none, vec![lab.disk("root")], Vec::new());
+    let off = next(&server(&none, vec![lab.disk("other")], Vec::new()), |call| {
+        call.power = Power::Off { grace_secs: 0 };
+    });
+    for call in [&running, &off] {
+        lab.ensure(call).await.unwrap();
+    }
+    lab.kill();
+    let purge = std::process::Command::new(env!("CARGO_BIN_EXE_hostd"))
+        .arg("--purge")
+        .arg("--config")
+        .arg(lab.dir.path().join("hostd.toml"))
+        .output()
+        .unwrap();
+    assert!(purge.status.success(), "{purge:?}");
+    assert!(lab.processes().is_empty() && !lab.dir.path().join("run/servers").exists());
+    lab.up().await;
+    lab.until(running.id, "running again", |now| now.power == PowerNow::Running).await;
+    lab.until(off.id, "off", |now| now.power == PowerNow::Off && now.settled == off.generation).await;
+    for id in [running.id, off.id] {
+        lab.forget(id).await;
+    }
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn a_configuration_that_cannot_work_ends_with_one_plain_line() {
+    let lab = Lab::new("simulated", "guest_uid_first = 5");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_hostd"))
+        .arg("--config")
+        .arg(lab.dir.path().join("hostd.toml"))
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("guest_uid_first is 5"), "{said}");
+}

@@ -1,0 +1,107 @@
+//! Stories with our own monitor and a tiny guest on this machine's KVM, emulated or not.
+
+use crate::guest::{Manner, kernel};
+use crate::lab::{Lab, next, server, vmm_program};
+use wire::host::{Power, PowerNow, Reboots};
+
+async fn lab(more: &str) -> Option<Lab> {
+    if !std::path::Path::new("/dev/kvm").exists() {
+        println!("skipped: /dev/kvm is missing");
+        return None;
+    }
+    build_vmm();
+    let mut lab = Lab::new("vmm", more);
+    lab.up().await;
+    Some(lab)
+}
+
+/// The monitor is another package's program, which a test run of this package alone does not build.
+fn build_vmm() {
+    if vmm_program().exists() {
+        return;
+    }
+    let built =
+        std::process::Command::new(env!("CARGO")).args(["build", "-q", "-p", "vmm"]).status().unwrap();
+    assert!(built.success(), "cannot build the vmm program");
+}
+
+#[tokio::test]
+async fn a_guest_lives_through_everything_but_what_it_must_agree_to() {
+    let Some(mut lab) = lab("unplug_secs = 1").await else { return };
+    let (root, nic) = (lab.disk("root"), lab.nic());
+    let first = server(&kernel(lab.dir.path(), Manner::Deaf), vec![root], vec![nic.clone()]);
+    let id = first.id;
+    let now = lab.ensure(&first).await.unwrap();
+    assert_eq!((now.fault.clone(), now.power), (None, PowerNow::Running), "{}", lab.log());
+    assert_eq!(
+        (now.disks.as_slice(), now.nics.as_slice()),
+        (["root".to_owned()].as_slice(), [nic.port].as_slice())
+    );
+    lab.console_has(id, "up\n", 1).await;
+    let pids = lab.processes();
+    for pid in &pids {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+        assert!(status.contains("Uid:\t1880000000\t1880000000"), "{status}");
+    }
+    let paused = next(&first, |call| call.power = Power::Paused);
+    assert_eq!(lab.ensure(&paused).await.unwrap().power, PowerNow::Paused);
+    let plugged = next(&paused, |call| {
+        call.power = Power::On;
+        call.spec.disks.push(lab.disk("data"));
+        call.spec.nics.push(lab.nic());
+    });
+    let now = lab.ensure(&plugged).await.unwrap();
+    assert_eq!((now.power, now.fault, now.disks.len(), now.nics.len()), (PowerNow::Running, None, 2, 2));
+    assert_eq!(lab.asked_taps().len(), 2);
+
+    lab.kill();
+    assert_eq!(lab.processes(), pids, "the guest survives");
+    lab.up().await;
+    let now = lab.until(id, "running", |now| now.power == PowerNow::Running).await;
+    assert_eq!((now.settled, now.disks.len()), (plugged.generation, 2));
+    assert_eq!(lab.processes(), pids, "the guest is the same");
+
+    let unplugged = next(&plugged, |call| call.spec.disks.truncate(1));
+    let fault = lab.ensure(&unplugged).await.unwrap().fault.expect("the guest is deaf");
+    assert!(fault.contains("disk data"), "{fault}");
+    let rebooted = next(&unplugged, |call| call.reboots = Reboots { count: 1, grace_secs: 0 });
+    let now = lab.ensure(&rebooted).await.unwrap();
+    assert_eq!((now.power, now.fault, now.disks.len()), (PowerNow::Running, None, 1));
+    lab.console_has(id, "up\n", 2).await;
+    let off = next(&rebooted, |call| call.power = Power::Off { grace_secs: 1 });
+    assert_eq!(lab.ensure(&off).await.unwrap().power, PowerNow::Off);
+    assert!(lab.processes().is_empty());
+    lab.forget(id).await;
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn resets_are_followed_and_what_cannot_start_says_why() {
+    let Some(mut lab) = lab("").await else { return };
+    let resetting = server(&kernel(lab.dir.path(), Manner::Resetting), Vec::new(), Vec::new());
+    lab.ensure(&resetting).await.unwrap();
+    lab.console_has(resetting.id, "up\n", 3).await;
+    lab.forget(resetting.id).await;
+    std::fs::write(lab.dir.path().join("junk.elf"), "not a kernel at all").unwrap();
+    let bad = server(&lab.dir.path().join("junk.elf"), Vec::new(), Vec::new());
+    let now = lab.ensure(&bad).await.unwrap();
+    assert_eq!(now.power, PowerNow::Off);
+    assert!(now.fault.as_deref().is_some_and(|fault| fault.contains("kernel")), "{now:?}");
+
+    // A monitor that is killed while hostd is away has crashed; its guest may be started again.
+    let lost = server(&kernel(lab.dir.path(), Manner::Deaf), Vec::new(), Vec::new());
+    lab.ensure(&lost).await.unwrap();
+    lab.kill();
+    let pid = lab.processes()[0];
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    lab.up().await;
+    let now = lab.until(lost.id, "crashed", |now| now.power == PowerNow::Crashed).await;
+    assert!(now.fault.is_some());
+    let again = next(&lost, |_| ());
+    assert_eq!(lab.ensure(&again).await.unwrap().power, PowerNow::Running);
+    for id in [bad.id, lost.id] {
+        lab.forget(id).await;
+    }
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
