@@ -22,6 +22,8 @@ pub mod placement;
 pub mod serve;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod volume;
 
@@ -36,6 +38,6 @@ fn internal_calls(_app: &Shared, router: base::rpc::Router) -> base::rpc::Router
 }
 
 /// What each service has on a new cloud.
-async fn bootstrap_services(_app: &Shared, _params: &bootstrap::Params) -> Result<(), Fault> {
-    Ok(())
+async fn bootstrap_services(app: &Shared, params: &bootstrap::Params) -> Result<(), Fault> {
+    image::inner::bootstrap(app, params).await
 }

@@ -144,6 +144,21 @@ impl Cloud {
         Self { app, router, shutdown: CancellationToken::new(), dir, _store: store }
     }
 
+    /// The same cloud with the identity service's own tokens instead of names.
+    ///
+    /// # Panics
+    /// When a declaration is wrong.
+    #[must_use]
+    #[allow(clippy::expect_used)]
+    pub fn with_tokens(mut self) -> Self {
+        let auth = Arc::new(crate::identity::Tokens(self.app.clone()));
+        let settings = Settings { rate: None, open_rate: None, ..Settings::default() };
+        let metrics = base::metrics::Metrics::default();
+        let router = Router::new(self.app.clone(), auth, app::services(), settings, &metrics);
+        self.router = Arc::new(router.expect("the declarations are right"));
+        self
+    }
+
     /// Where a daemon listens: `host`, `net` or `block`.
     #[must_use]
     pub fn socket(&self, daemon: &str) -> PathBuf {

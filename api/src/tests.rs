@@ -1,0 +1,55 @@
+//! What holds for every operation of every service.
+
+use crate::app;
+use crate::testing::Cloud;
+
+/// A path that fits the template.
+fn filled(template: &str) -> String {
+    template
+        .split('/')
+        .map(|part| if part.starts_with('{') { "11111111111111111111111111111111" } else { part })
+        .collect::<Vec<_>>()
+        .join("/")
+}
+
+#[test]
+fn every_operation_has_a_name_a_policy_and_a_schema() {
+    assert_eq!(api_kit::coverage::faults(&app::services()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn no_operation_but_the_open_ones_answers_without_a_token() {
+    let cloud = Cloud::new().await;
+    let mut asked = 0;
+    for service in app::services() {
+        for operation in service.operations.iter().filter(|operation| !operation.is_open()) {
+            let (method, template) = operation.route();
+            let path = format!("{}{}", service.prefix, filled(template));
+            for token in ["", "a forged one"] {
+                let answer = cloud.call(token, method.as_str(), &path, None).await;
+                assert_eq!(answer.status, 401, "{} {path}: {}", operation.id(), answer.json);
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 150, "{asked}");
+}
+
+#[tokio::test]
+async fn a_caller_without_a_role_is_refused_wherever_the_rule_names_one() {
+    let cloud = Cloud::new().await;
+    let mut refused = 0;
+    for service in app::services() {
+        for operation in service.operations.iter().filter(|operation| !operation.is_open()) {
+            let (method, template) = operation.route();
+            let path = format!("{}{}", service.prefix, filled(template));
+            let answer = cloud.call("nobody", method.as_str(), &path, None).await;
+            // Without a role nothing may be changed or made; what is answered at all is an empty view of nothing.
+            assert_ne!(answer.status, 500, "{} {path}: {}", operation.id(), answer.json);
+            if answer.status == 403 {
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 50, "{refused}");
+}
