@@ -56,8 +56,8 @@ impl Default for Settings {
         Self {
             body_limit: 10 << 20,
             body_time: Duration::from_secs(60),
-            rate: Some(Limit { per_second: 500.0, burst: 2000.0 }),
-            open_rate: Some(Limit { per_second: 100.0, burst: 500.0 }),
+            rate: Some(Limit { per_second: 2000.0, burst: 10_000.0 }),
+            open_rate: Some(Limit { per_second: 500.0, burst: 2000.0 }),
             trust_forwarded: false,
             default_host: "localhost".to_owned(),
             policy: BTreeMap::new(),

@@ -110,5 +110,5 @@ pub const APPCRED: &str = r#"{"type": "object", "required": ["application_creden
   "application_credential": {"type": "object", "required": ["name"], "additionalProperties": false, "properties": {
     "name": {"type": "string", "minLength": 1, "maxLength": 255}, "description": {"type": ["string", "null"], "maxLength": 65535},
     "secret": {"type": ["string", "null"], "minLength": 1, "maxLength": 4096}, "expires_at": {"type": ["string", "null"]},
-    "unrestricted": {"type": "boolean"}, "project_id": {"type": "string"},
+    "unrestricted": {"type": "boolean"}, "access_rules": {"type": ["array", "null"], "maxItems": 0}, "project_id": {"type": "string"},
     "roles": {"type": "array", "maxItems": 64, "items": {"type": "object", "properties": {"id": {"type": "string"}, "name": {"type": "string"}}}}}}}}"#;
