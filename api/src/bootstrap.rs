@@ -64,11 +64,14 @@ pub struct Options {
 }
 
 /// The catalog. Types and paths are those that clients look for.
-const LISTED: [Listed; 7] = [
+///
+/// Volume is there twice: under its own name of today, and under the one that older clients ask for.
+const LISTED: [Listed; 8] = [
     Listed { name: "keystone", kind: "identity", path: "/identity" },
     Listed { name: "glance", kind: "image", path: "/image" },
     Listed { name: "swift", kind: "object-store", path: "/object-store/v1/AUTH_%(project_id)s" },
     Listed { name: "cinder", kind: "block-storage", path: "/volume/v3/%(project_id)s" },
+    Listed { name: "cinderv3", kind: "volumev3", path: "/volume/v3/%(project_id)s" },
     Listed { name: "neutron", kind: "network", path: "/network" },
     Listed { name: "placement", kind: "placement", path: "/placement" },
     Listed { name: "nova", kind: "compute", path: "/compute/v2.1" },

@@ -1,7 +1,9 @@
 //! What holds for every operation of every service.
 
-use crate::app;
-use crate::testing::Cloud;
+use crate::app::{self, App};
+use crate::testing::{Answer, Cloud};
+use api_kit::{Operation, Service};
+use bytes::Bytes;
 
 /// A path that fits the template.
 fn filled(template: &str) -> String {
@@ -10,6 +12,20 @@ fn filled(template: &str) -> String {
         .map(|part| if part.starts_with('{') { "11111111111111111111111111111111" } else { part })
         .collect::<Vec<_>>()
         .join("/")
+}
+
+/// The header that asks for a version which has the operation.
+fn version(service: &Service<App>, operation: &Operation<App>) -> String {
+    match (service.micro, operation.first_version()) {
+        (Some(range), Some(version)) => format!("{} {version}", range.word),
+        (Some(_) | None, Some(_) | None) => String::new(),
+    }
+}
+
+async fn ask(cloud: &Cloud, token: &str, method: &str, path: &str, version: String) -> Answer {
+    let headers = [("openstack-api-version", version.as_str())];
+    let headers = if version.is_empty() { &headers[..0] } else { &headers[..] };
+    cloud.call_with(token, method, path, headers, Bytes::new()).await
 }
 
 #[test]
@@ -26,7 +42,7 @@ async fn no_operation_but_the_open_ones_answers_without_a_token() {
             let (method, template) = operation.route();
             let path = format!("{}{}", service.prefix, filled(template));
             for token in ["", "a forged one"] {
-                let answer = cloud.call(token, method.as_str(), &path, None).await;
+                let answer = ask(&cloud, token, method.as_str(), &path, version(&service, operation)).await;
                 assert_eq!(answer.status, 401, "{} {path}: {}", operation.id(), answer.json);
                 asked += 1;
             }
@@ -43,7 +59,7 @@ async fn a_caller_without_a_role_is_refused_wherever_the_rule_names_one() {
         for operation in service.operations.iter().filter(|operation| !operation.is_open()) {
             let (method, template) = operation.route();
             let path = format!("{}{}", service.prefix, filled(template));
-            let answer = cloud.call("nobody", method.as_str(), &path, None).await;
+            let answer = ask(&cloud, "nobody", method.as_str(), &path, version(&service, operation)).await;
             // Without a role nothing may be changed or made; what is answered at all is an empty view of nothing.
             assert_ne!(answer.status, 500, "{} {path}: {}", operation.id(), answer.json);
             if answer.status == 403 {

@@ -296,6 +296,12 @@ impl From<StoreError> for Fault {
             StoreError::Contended => {
                 Self::unavailable("Too many changes were made at the same time. Try again.").source(error)
             }
+            // SQLite's and PostgreSQL's codes for a full disk.
+            StoreError::Other(ref why) if why.ends_with("(13)") || why.ends_with("(53100)") => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "The disk of the cloud's database is full. The operator should free space or make the disk larger.",
+            )
+            .source(error),
             StoreError::Newer { .. } | StoreError::Shape(_) | StoreError::Other(_) => Self::internal(error),
         }
     }
@@ -326,5 +332,59 @@ impl From<Fault> for Refused {
             _ => RefusedKind::Internal,
         };
         Self::new(kind, fault.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(fault: &Fault, style: FaultStyle, accept: &str) -> serde_json::Value {
+        fault.render(style, "req-1", accept).value().cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn each_service_says_it_in_its_own_shape() {
+        let fault = Fault::not_found("No such thing").kind("ThingNotFound");
+        assert_eq!(
+            body(&fault, FaultStyle::Neutron, ""),
+            json!({"NeutronError": {"type": "ThingNotFound", "message": "No such thing", "detail": ""}})
+        );
+        let fault = Fault::not_found("No such thing");
+        assert_eq!(
+            body(&fault, FaultStyle::Nova, ""),
+            json!({"itemNotFound": {"code": 404, "message": "No such thing"}})
+        );
+        assert_eq!(
+            body(&fault, FaultStyle::Keystone, ""),
+            json!({"error": {"code": 404, "message": "No such thing", "title": "Not Found"}})
+        );
+        assert_eq!(
+            body(&fault, FaultStyle::Placement, ""),
+            json!({"errors": [{"status": 404, "title": "Not Found", "detail": "No such thing",
+                "code": "placement.undefined_code", "request_id": "req-1"}]})
+        );
+        assert_eq!(body(&fault, FaultStyle::Glance, "application/json")["code"], "404 Not Found");
+        assert_eq!(body(&Fault::unauthorized(), FaultStyle::Nova, "")["error"]["code"], 401);
+    }
+
+    #[test]
+    fn what_a_client_sent_is_not_markup_in_the_answer() {
+        let fault = Fault::not_found("<script>");
+        for style in [FaultStyle::Glance, FaultStyle::Swift] {
+            let text = format!("{:?}", fault.render(style, "", "text/html"));
+            assert!(!text.contains("<script>"), "{text}");
+        }
+    }
+
+    #[test]
+    fn causes_stay_in_the_log_and_remedies_reach_the_user() {
+        let fault = Fault::from(StoreError::Other("secret table is broken (1)".to_owned()));
+        assert_eq!(fault.status.as_u16(), 500);
+        assert!(!fault.message.contains("secret") && fault.to_string().contains("secret"));
+        let fault = Fault::from(StoreError::Other("database or disk is full (13)".to_owned()));
+        assert_eq!(fault.status.as_u16(), 507);
+        let fault = Fault::from(StoreError::Unavailable("connection refused".to_owned()));
+        assert_eq!((fault.status.as_u16(), fault.headers.len()), (503, 1));
     }
 }

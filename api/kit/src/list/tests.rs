@@ -81,12 +81,16 @@ async fn walk(store: &Store, query: &str) -> Vec<String> {
 #[tokio::test]
 async fn filters_sorting_and_paging_work_on_both_engines() {
     on_both(|db| async move {
-        let rows: Vec<(String, i64)> =
-            [("b", 2), ("a", 2), ("a", 1), ("c%", 3), ("C", 3)].map(|(name, size)| (name.to_owned(), size)).into();
+        let rows: Vec<(String, i64)> = [("b", 2), ("a", 2), ("a", 1), ("c%", 3), ("C", 3)]
+            .map(|(name, size)| (name.to_owned(), size))
+            .into();
         fill(&db.store, &rows).await;
         let ids = async |query: &str| ask(&db.store, query).await.unwrap().0.join(" ");
         assert_eq!(ids("").await, "id004 id003 id002 id001 id000");
-        assert_eq!(ids("sort_key=size&sort_dir=asc&sort_key=name&sort_dir=desc").await.split(' ').next(), Some("id002"));
+        assert_eq!(
+            ids("sort_key=size&sort_dir=asc&sort_key=name&sort_dir=desc").await.split(' ').next(),
+            Some("id002")
+        );
         assert_eq!(ids("sort=size:desc,name:asc&limit=1").await.len(), 5);
         assert_eq!(ids("name=a&name=b&sort=name:asc,id:asc").await, "id001 id002 id000");
         assert_eq!(ids("name~=%25").await, "id003");
@@ -97,7 +101,13 @@ async fn filters_sorting_and_paging_work_on_both_engines() {
         let (ids, next) = ask(&db.store, "limit=2&marker=id003").await.unwrap();
         assert_eq!((ids.join(" ").as_str(), next.as_deref()), ("id002 id001", Some("id001")));
         for bad in [
-            "limit=-1", "limit=x", "marker=nope", "sort_key=secret", "sort=name:up", "size=big", "enabled=maybe",
+            "limit=-1",
+            "limit=x",
+            "marker=nope",
+            "sort_key=secret",
+            "sort=name:up",
+            "size=big",
+            "enabled=maybe",
             "changes-since=soon",
         ] {
             assert_eq!(ask(&db.store, bad).await.unwrap_err().status.as_u16(), 400, "{bad}");

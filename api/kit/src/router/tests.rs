@@ -55,8 +55,16 @@ fn service() -> Service<World> {
         .unknown_query(UnknownQuery::RefuseFrom(Micro(2, 15)))
         .operations([
             Operation::new(Method::GET, "/", echo).name("root").summary("r").open(),
-            Operation::new(Method::GET, "/things/{id}", echo).name("show").summary("s").policy("show", READER).query(&["deep"]),
-            Operation::new(Method::GET, "/things/new", echo).name("new").summary("n").policy("new", READER).since(Micro(2, 10)),
+            Operation::new(Method::GET, "/things/{id}", echo)
+                .name("show")
+                .summary("s")
+                .policy("show", READER)
+                .query(&["deep"]),
+            Operation::new(Method::GET, "/things/new", echo)
+                .name("new")
+                .summary("n")
+                .policy("new", READER)
+                .since(Micro(2, 10)),
             Operation::new(Method::POST, "/things", echo)
                 .name("create")
                 .summary("c")
@@ -75,7 +83,11 @@ fn service() -> Service<World> {
                 .policy("log", READER)
                 .action("os-log")
                 .no_schema("test"),
-            Operation::new(Method::PUT, "/things/{id}/file", echo).name("file").summary("f").policy("file", READER).raw(16),
+            Operation::new(Method::PUT, "/things/{id}/file", echo)
+                .name("file")
+                .summary("f")
+                .policy("file", READER)
+                .raw(16),
             Operation::new(Method::DELETE, "/users/{id}", own_only)
                 .name("own")
                 .summary("o")
@@ -155,7 +167,10 @@ async fn refusals_have_the_service_s_shape() {
     let got = send(&router, "PATCH", "/compute/things/x", "admin", &[], "{}").await;
     assert_eq!((got.status, &got.headers["allow"]), (405, &HeaderValue::from_static("GET, HEAD")));
     assert_eq!(got.json["badMethod"]["code"], 405);
-    assert_eq!(send(&router, "GET", "/compute/nothing", "admin", &[], "").await.json["itemNotFound"]["code"], 404);
+    assert_eq!(
+        send(&router, "GET", "/compute/nothing", "admin", &[], "").await.json["itemNotFound"]["code"],
+        404
+    );
     let far = [("openstack-api-version", "compute 2.21")];
     let got = send(&router, "GET", "/compute/things/x", "admin", &far, "").await;
     assert_eq!(got.status, 406);
@@ -167,7 +182,10 @@ async fn refusals_have_the_service_s_shape() {
     assert_eq!((got.status, &got.json["computeFault"]["code"]), (500, &json!(500)));
     let strict = [("openstack-api-version", "compute 2.15")];
     let got = send(&router, "GET", "/compute/things/x?deep=1&wide=1", "admin", &strict, "").await;
-    assert_eq!(got.json["badRequest"]["message"], "Additional properties are not allowed ('wide' was unexpected)");
+    assert_eq!(
+        got.json["badRequest"]["message"],
+        "Additional properties are not allowed ('wide' was unexpected)"
+    );
 }
 
 #[tokio::test]
@@ -190,7 +208,10 @@ async fn bodies_are_bounded_parsed_and_checked_against_the_version_s_schema() {
     assert_eq!(post(&deep, &[]).await.status, 400);
     let got = send(&router, "PUT", "/compute/things/x/file", "reader", &[], "not json").await;
     assert_eq!(got.json["raw"], 8);
-    assert_eq!(send(&router, "PUT", "/compute/things/x/file", "reader", &[], &"x".repeat(17)).await.status, 413);
+    assert_eq!(
+        send(&router, "PUT", "/compute/things/x/file", "reader", &[], &"x".repeat(17)).await.status,
+        413
+    );
 }
 
 #[tokio::test]
@@ -203,7 +224,10 @@ async fn actions_are_chosen_by_the_body() {
     assert_eq!(act("admin", "{\"os-start\": 5}").await.status, 400);
     assert_eq!(act("reader", "{\"os-start\": null}").await.status, 403);
     assert_eq!(act("reader", "{\"os-log\": {}}").await.status, 200);
-    assert_eq!(act("admin", "{\"os-fly\": null}").await.json["badRequest"]["message"], "There is no such action: os-fly");
+    assert_eq!(
+        act("admin", "{\"os-fly\": null}").await.json["badRequest"]["message"],
+        "There is no such action: os-fly"
+    );
     for bad in ["{}", "[]", "{\"os-start\": null, \"os-log\": 1}", ""] {
         assert_eq!(act("admin", bad).await.status, 400, "{bad}");
     }
@@ -226,7 +250,9 @@ async fn operators_replace_rules_and_misspelt_ones_are_found() {
     };
     let router = router(with("compute", "create", "role:reader"));
     assert_eq!(send(&router, "POST", "/compute/things", "reader", &[], "{\"thing\": 1}").await.status, 200);
-    for (service, rule, text) in [("compute", "creat", "!"), ("compote", "create", "!"), ("compute", "create", "x")] {
+    for (service, rule, text) in
+        [("compute", "creat", "!"), ("compote", "create", "!"), ("compute", "create", "x")]
+    {
         let metrics = base::metrics::Metrics::default();
         let made = Router::new(
             Arc::new(World),
@@ -272,8 +298,14 @@ async fn the_declarations_become_a_document_and_gaps_in_them_are_found() {
     assert_eq!(document["openapi"], "3.1.0");
     let create = &document["paths"]["/compute/things"]["post"];
     assert_eq!(create["operationId"], "compute:create");
-    assert_eq!(create["requestBody"]["content"]["application/json"]["schema"]["oneOf"].as_array().unwrap().len(), 2);
-    assert_eq!(document["paths"]["/compute/things/{id}/action#os-start"]["post"]["x-openstack-policy"], "start");
+    assert_eq!(
+        create["requestBody"]["content"]["application/json"]["schema"]["oneOf"].as_array().unwrap().len(),
+        2
+    );
+    assert_eq!(
+        document["paths"]["/compute/things/{id}/action#os-start"]["post"]["x-openstack-policy"],
+        "start"
+    );
     assert_eq!(send(&router, "GET", "/healthcheck", "", &[], "").await.status, 200);
     assert_eq!(send(&router, "GET", "/", "", &[], "").await.json["services"][0]["name"], "compute");
 
@@ -281,12 +313,22 @@ async fn the_declarations_become_a_document_and_gaps_in_them_are_found() {
     let gaps: Service<World> = Service::new("x", "x", "/x", FaultStyle::Nova).operations([
         Operation::new(Method::POST, "/a", echo).name("a").summary("s"),
         Operation::new(Method::GET, "/b", echo).name("a").summary("s").policy("p", "rule:missing"),
-        Operation::new(Method::PUT, "/c", echo).name("c").policy("q", "").body("{\"type\": 5}").since(Micro(1, 1)),
+        Operation::new(Method::PUT, "/c", echo)
+            .name("c")
+            .policy("q", "")
+            .body("{\"type\": 5}")
+            .since(Micro(1, 1)),
     ]);
     let found = crate::coverage::faults(&[gaps]).join("\n");
-    for expected in
-        ["no policy", "no schema", "shares its name", "rule 'missing'", "no summary", "not a schema", "version range"]
-    {
+    for expected in [
+        "no policy",
+        "no schema",
+        "shares its name",
+        "rule 'missing'",
+        "no summary",
+        "not a schema",
+        "version range",
+    ] {
         assert!(found.contains(expected), "{expected} in\n{found}");
     }
 }
