@@ -1,20 +1,36 @@
-//! The network service.
+//! The network service: Neutron's contract over the tables of [`tables`], pushed to `netd` by [`push`].
+
+pub mod allocate;
+pub mod groups;
+pub mod inner;
+pub mod input;
+pub mod networks;
+pub mod ports;
+pub mod push;
+pub mod quotas;
+pub mod records;
+pub mod resource;
+pub mod routers;
+pub mod routes;
+pub mod schema;
+pub mod tables;
+#[cfg(test)]
+mod tests;
+
+pub use tables::MIGRATIONS;
 
 use crate::app::{App, Reconciler};
 use api_kit::{FaultStyle, Service};
-use base::store::Migration;
 use base::task::Workers;
+use std::time::Duration;
 
 /// The service's declaration.
 #[must_use]
 pub fn service() -> Service<App> {
-    Service::new("network", "network", "/network", FaultStyle::Neutron)
+    Service::new("network", "network", "/network", FaultStyle::Neutron).operations(routes::operations())
 }
 
-/// The service's tables.
-pub const MIGRATIONS: &[Migration] = &[];
-
-/// Registers the service's kinds of tasks.
+/// Registers the service's kinds of tasks: none, its work is reconciled.
 #[must_use]
 pub fn tasks(workers: Workers<App>) -> Workers<App> {
     workers
@@ -23,5 +39,10 @@ pub fn tasks(workers: Workers<App>) -> Workers<App> {
 /// The service's reconcilers.
 #[must_use]
 pub fn reconcilers() -> Vec<Reconciler> {
-    Vec::new()
+    vec![Reconciler {
+        name: "network",
+        every: Duration::from_secs(30),
+        nudge: |wake| &wake.network,
+        settle: |app| Box::pin(push::settle(app)),
+    }]
 }
