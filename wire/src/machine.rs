@@ -111,7 +111,7 @@ pub struct DiskConfig {
     pub fd: Fd,
     /// Guest may not write.
     pub read_only: bool,
-    /// virtio-blk serial, at most 20 bytes.
+    /// virtio-blk serial: printable ASCII; the guest sees the first 20 bytes.
     pub serial: String,
 }
 
@@ -144,7 +144,8 @@ pub enum MachineCall {
     Pause,
     /// Goes on. Harmless when running.
     Resume,
-    /// Presses the ACPI power button; what the guest does with it shows when it powers off.
+    /// Presses the ACPI power button; what the guest does with it shows when it powers off. A guest that has not loaded its button
+    /// driver yet loses it, so press again while waiting.
     PowerButton,
     /// Ends the machine at once: pulls the plug. Answers before it ends.
     Stop,
@@ -154,7 +155,7 @@ pub enum MachineCall {
         key: String,
         /// Guest may not write.
         read_only: bool,
-        /// virtio-blk serial, at most 20 bytes.
+        /// virtio-blk serial: printable ASCII; the guest sees the first 20 bytes.
         serial: String,
     },
     /// Asks the guest to give a disk back. It is gone once [`MachineStatus::disks`] does not list it any more: the

@@ -58,7 +58,7 @@ enum RunError {
         "cannot open tap {0}: {1}; make it with: ip tuntap add dev {0} mode tap vnet_hdr && ip link set {0} up"
     )]
     Tap(String, std::io::Error),
-    #[error("'{0}' is no name of a network device: it has 1 to 15 bytes")]
+    #[error("'{0}' is no name of a network device: it has 1 to 15 bytes and no slash")]
     TapName(String),
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -149,10 +149,13 @@ fn open(what: &'static str, path: &Path, write: bool, remedy: &'static str) -> R
 
 /// Opens an existing tap the way that devices want it.
 fn open_tap(name: &str) -> Result<OwnedFd, RunError> {
-    if name.is_empty() || name.len() > 15 {
+    if name.is_empty() || name.len() > 15 || name.contains('/') {
         return Err(RunError::TapName(name.into()));
     }
     let refused = |error| RunError::Tap(name.into(), error);
+    if !Path::new("/sys/class/net").join(name).exists() {
+        return Err(refused(std::io::ErrorKind::NotFound.into()));
+    }
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(refused)?;
     // SAFETY: `ifreq` is plain bytes; zero is a value of each.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -20,10 +20,8 @@ use wire::machine::{
 
 /// Longest wait of a `Status` call.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// Longest name of a disk in bytes.
+/// Longest name and serial of a disk in bytes.
 const LONGEST_KEY: usize = 128;
-/// virtio-blk's serial field.
-const LONGEST_SERIAL: usize = 20;
 /// Lines about the guest's misbehaviour that are logged before silence: the log is not the guest's to fill.
 const LOG_LINES: u32 = 100;
 /// Typed bytes kept until the guest's serial port takes them.
@@ -338,9 +336,9 @@ pub fn check_disk(key: &str, serial: &str) -> Result<(), Refused> {
             key.len()
         )));
     }
-    if serial.len() > LONGEST_SERIAL || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if serial.len() > LONGEST_KEY || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Refused::invalid(format!(
-            "a disk's serial has at most {LONGEST_SERIAL} printable ASCII characters"
+            "a disk's serial has at most {LONGEST_KEY} printable ASCII characters, of which the guest sees the first 20"
         )));
     }
     Ok(())

@@ -63,12 +63,18 @@ pub struct Setup {
     pub identity: Identity,
 }
 
+/// The KVM API version, the same since Linux 2.6.22.
+const KVM_API: i32 = 12;
+
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// Wrong number of vCPUs.
     #[error("{0} vCPUs asked for: a machine has 1 to {max}", max = MAX_VCPUS)]
     Vcpus(u32),
+    /// The descriptor is something else.
+    #[error("this is no KVM device that we know: its API version is {0}, not {KVM_API}")]
+    NoKvm(i32),
     /// KVM refused something.
     #[error("KVM refused to {what}: {source}")]
     Kvm {
@@ -134,6 +140,10 @@ pub struct Built {
 pub fn build(mut setup: Setup) -> Result<Built, BuildError> {
     if !(1..=MAX_VCPUS).contains(&setup.vcpus) {
         return Err(BuildError::Vcpus(setup.vcpus));
+    }
+    let version = setup.kvm.get_api_version();
+    if version != KVM_API {
+        return Err(BuildError::NoKvm(version));
     }
     let memory = Arc::new(memory::reserve(setup.memory)?);
     let vm = Arc::new(setup.kvm.create_vm().map_err(kvm("create a virtual machine"))?);
