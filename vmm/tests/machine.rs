@@ -382,6 +382,39 @@ fn hostile_register_writes_do_no_harm() {
 }
 
 #[test]
+fn a_guest_by_hand_hears_the_keyboard() {
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+    if !kvm() {
+        return;
+    }
+    // Echoes what comes in.
+    let asm = Asm::new().print("hello:");
+    let start = asm.here();
+    let asm = asm.until(1, |asm| asm.in8(0x3fd)).in8(0x3f8).put_al().jump(start);
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = directory.path().join("kernel");
+    std::fs::write(&kernel, asm.elf()).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vmm"))
+        .args(["run", "--mem", "64", "--kernel"])
+        .arg(&kernel)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut keys, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    // More than the port's FIFO holds; Ctrl-A twice is one for the guest.
+    let text = "0123456789".repeat(20);
+    keys.write_all(text.as_bytes()).unwrap();
+    keys.write_all(b"\x01\x01.").unwrap();
+    let mut seen = vec![0u8; "hello:".len() + text.len() + 2];
+    screen.read_exact(&mut seen).unwrap();
+    assert_eq!(String::from_utf8(seen).unwrap(), format!("hello:{text}\x01."));
+    keys.write_all(b"\x01x").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(i32::from(EndReason::Stopped.exit_code())));
+}
+
+#[test]
 fn a_waiting_client_holds_nobody_up_and_hears_of_changes() {
     if !kvm() {
         return;
@@ -452,6 +485,21 @@ fn the_machine_s_process_owns_nothing() {
     while !gone() {
         assert!(std::time::Instant::now() < until, "the machine outlives its keeper");
     }
+}
+
+#[test]
+fn a_machine_that_is_killed_is_recorded_as_failed() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::start(Plan::new(Asm::new().print("up").stop().elf()));
+    guest.wait_console("up");
+    let pid = nix::unistd::Pid::from_raw(guest.machine_pid());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let (status, end) = guest.wait_end();
+    let end = end.unwrap();
+    assert_eq!((status.code(), end.reason), (Some(6), EndReason::Failed));
+    assert!(end.detail.contains("killed from outside"), "{end:?}");
 }
 
 #[test]
