@@ -57,8 +57,11 @@ impl Cgroup {
             std::fs::create_dir_all(&dir)?;
             if unified() {
                 // Each level must pass the controllers on; those that are missing leave their limit out.
-                let _ = std::fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "+cpu +memory +pids");
-                let _ = std::fs::write(above.join("cgroup.subtree_control"), "+cpu +memory +pids");
+                let levels: Vec<&Path> =
+                    above.ancestors().take_while(|level| level.starts_with(ROOT)).collect();
+                for level in levels.into_iter().rev() {
+                    let _ = std::fs::write(level.join("cgroup.subtree_control"), "+cpu +memory +pids");
+                }
             }
             apply(&dir, limits);
             dirs.push(dir);

@@ -36,7 +36,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Fail
         .map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
     base::daemon::notify_ready();
     serving.await;
-    registry.join().await;
+    // A step that takes longer is cut off, which every step survives.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), registry.join()).await;
     Ok(())
 }
 

@@ -326,7 +326,7 @@ impl Driver {
             Act::Start => self.start().await,
             Act::Press(until) => {
                 self.control(Control::PowerButton).await?;
-                self.stop = Some(Stop { until });
+                self.stop = Some(Stop { until, last: Instant::now() });
                 Ok(())
             }
             Act::Kill { restart } => {

@@ -20,7 +20,8 @@ use wire::Generation;
 use wire::host::{DiskSpec, NicSpec, Power, PowerNow};
 use wire::ids::PortId;
 
-/// How often a guest that does not give a device back is asked again.
+/// How often a guest that does not follow is asked again, to power off or to give a device back: one that is still
+/// booting hears nothing.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// All that the decision depends on.
@@ -66,6 +67,8 @@ pub enum Now {
 pub struct Stop {
     /// When patience ends.
     pub until: Instant,
+    /// When the button was last pressed.
+    pub last: Instant,
 }
 
 /// A device in a machine.
@@ -142,7 +145,8 @@ fn end_softly(view: &View<'_>, status: &Status, grace_secs: u32, restart: bool, 
     }
     match view.stop {
         Some(stop) if now >= stop.until => Act::Kill { restart },
-        Some(stop) => Act::Wait(Some(stop.until)),
+        Some(stop) if now >= stop.last + ASK_AGAIN => Act::Press(stop.until),
+        Some(stop) => Act::Wait(Some(stop.until.min(stop.last + ASK_AGAIN))),
         // A machine that is stopped in place cannot hear the button.
         None if status.life == Life::Paused => Act::Control(Control::Resume),
         None => Act::Press(now + Duration::from_secs(u64::from(grace_secs))),

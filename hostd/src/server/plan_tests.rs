@@ -143,10 +143,15 @@ fn a_guest_that_shut_itself_down_stays_down_until_something_newer_is_wanted() {
 fn patience_with_the_button_and_with_unplugging_ends() {
     let at = Instant::now();
     let mut carried =
-        Carried::new(wanted(1, Power::Off { grace_secs: 5 }, &["a"]), up(&["a"], Life::Running));
-    carried.stop = Some(Stop { until: at + Duration::from_secs(5) });
-    assert_eq!(carried.next(at), Act::Wait(Some(at + Duration::from_secs(5))));
-    assert_eq!(carried.next(at + Duration::from_secs(5)), Act::Kill { restart: false });
+        Carried::new(wanted(1, Power::Off { grace_secs: 8 }, &["a"]), up(&["a"], Life::Running));
+    let until = at + Duration::from_secs(8);
+    carried.stop = Some(Stop { until, last: at });
+    let again = at + Duration::from_secs(5);
+    assert_eq!(carried.next(at), Act::Wait(Some(again)));
+    assert_eq!(carried.next(again), Act::Press(until), "a guest that was still booting hears it now");
+    carried.stop = Some(Stop { until, last: again });
+    assert_eq!(carried.next(again), Act::Wait(Some(until)));
+    assert_eq!(carried.next(until), Act::Kill { restart: false });
 
     let mut carried = Carried::new(wanted(1, Power::On, &[]), up(&["a"], Life::Running));
     carried.asked.insert(Device::Disk("a".into()), Asked { first: at, last: at });
@@ -212,7 +217,7 @@ fn obey(carried: &mut Carried, act: Act, deaf: bool, clock: &mut Instant) {
             carried.asked.clear();
         }
         Act::Press(until) => {
-            carried.stop = Some(Stop { until });
+            carried.stop = Some(Stop { until, last: at });
             if !deaf {
                 let end = End { how: How::PowerOff, detail: String::new() };
                 carried.now = Now::Down(after_end(&end, &carried.wanted, true, 0));
