@@ -96,7 +96,7 @@ fn pause_stops_the_guest_and_resume_lets_it_go_on() {
     let start = asm.here();
     let guest = Guest::start(Plan::new(asm.print(".").jump(start).elf()));
     let grown = |than: usize| {
-        let until = std::time::Instant::now() + common::LONGEST;
+        let until = std::time::Instant::now() + common::longest();
         while guest.console().len() <= than {
             assert!(std::time::Instant::now() < until, "the guest does not run");
         }
@@ -477,7 +477,7 @@ fn the_machine_s_process_owns_nothing() {
     assert!(matches!(entries, Ok(0)), "{entries:?}; {}", guest.log());
     // Killing what hostd knows kills the machine.
     guest.child.kill().unwrap();
-    let until = std::time::Instant::now() + common::LONGEST;
+    let until = std::time::Instant::now() + common::longest();
     let gone = || {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.is_empty() || stat.contains(") Z ")

@@ -20,8 +20,11 @@ use wire::machine::{
     NicConfig,
 };
 
-/// Longest that anything here may take.
-pub const LONGEST: Duration = Duration::from_secs(60);
+/// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
+pub fn longest() -> Duration {
+    let seconds = std::env::var("VMM_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(60))
+}
 
 /// Whether machines can run here; says so when not.
 pub fn kvm() -> bool {
@@ -195,9 +198,10 @@ impl Guest {
             });
         }
         let child = command.spawn().unwrap();
-        drop(given);
+        // While the listener is still open here too: the machine may have ended already.
         let control = make();
         connect(control.as_raw_fd(), &address).unwrap();
+        drop(given);
         Self { child, uid, address, control, console, end, log, directory }
     }
 
@@ -234,7 +238,7 @@ impl Guest {
 
     /// Waits until the status is as wanted.
     pub fn wait_status(&self, wanted: impl Fn(&MachineStatus) -> bool) -> MachineStatus {
-        let until = Instant::now() + LONGEST;
+        let until = Instant::now() + longest();
         let mut status = self.status();
         while !wanted(&status) {
             assert!(Instant::now() < until, "still {status:?}");
@@ -266,7 +270,7 @@ impl Guest {
 
     /// Waits until the console has said something a number of times.
     pub fn wait_console_times(&mut self, text: &str, times: usize) {
-        let until = Instant::now() + LONGEST;
+        let until = Instant::now() + longest();
         let said = |guest: &Self| guest.console().matches(text).count() >= times;
         while !said(self) {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -279,7 +283,7 @@ impl Guest {
 
     /// Waits until the process ends.
     pub fn wait_end(&mut self) -> (ExitStatus, Option<MachineEnd>) {
-        let until = Instant::now() + LONGEST;
+        let until = Instant::now() + longest();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 let mut text = [0u8; 4096];
@@ -295,7 +299,7 @@ impl Guest {
     pub fn machine_pid(&self) -> i32 {
         let keeper = self.child.id();
         let path = format!("/proc/{keeper}/task/{keeper}/children");
-        let until = Instant::now() + LONGEST;
+        let until = Instant::now() + longest();
         loop {
             let text = std::fs::read_to_string(&path).unwrap_or_default();
             if let Some(pid) = text.split_whitespace().next() {
