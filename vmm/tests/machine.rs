@@ -488,6 +488,25 @@ fn the_machine_s_process_owns_nothing() {
 }
 
 #[test]
+fn a_host_without_namespaces_still_gets_the_other_walls() {
+    if !kvm() {
+        return;
+    }
+    let mut plan = Plan::new(Asm::new().print("up").until(1, |asm| asm.in32(0x610)).power_off().elf());
+    plan.namespaces = false;
+    let mut guest = Guest::start(plan);
+    guest.wait_console("up");
+    guest.status();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", guest.child.id())).unwrap();
+    assert!(status.contains(&format!("Uid:\t{}\t", guest.uid)) && status.contains("Seccomp:\t2"), "{status}");
+    for name in ["mount", "network", "IPC", "UTS", "PID"] {
+        assert!(guest.log().contains(&format!("no {name} namespace of its own")), "{}", guest.log());
+    }
+    guest.done(&MachineCall::PowerButton);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff);
+}
+
+#[test]
 fn a_machine_that_is_killed_is_recorded_as_failed() {
     if !kvm() {
         return;

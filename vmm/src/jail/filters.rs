@@ -66,6 +66,9 @@ const COMMON: &[Allow] = &[
     Any(libc::SYS_madvise),
     NoExec(libc::SYS_mmap, 2),
     NoExec(libc::SYS_mprotect, 2),
+    // The allocator may ask for both when a thread first needs memory.
+    Any(libc::SYS_getrandom),
+    Any(libc::SYS_sched_getaffinity),
     Any(libc::SYS_clock_gettime),
     Any(libc::SYS_sched_yield),
     Any(libc::SYS_rt_sigprocmask),
@@ -153,7 +156,6 @@ const DEVICES: &[Allow] = &[
     Any(libc::SYS_timerfd_settime),
     Any(libc::SYS_clock_nanosleep),
     Any(libc::SYS_nanosleep),
-    Any(libc::SYS_getrandom),
     Any(libc::SYS_dup),
     OneOf(
         libc::SYS_fcntl,
@@ -169,7 +171,6 @@ const DEVICES: &[Allow] = &[
     // A new thread introduces itself, and locks itself in further.
     Any(libc::SYS_set_robust_list),
     Any(libc::SYS_rseq),
-    Any(libc::SYS_sched_getaffinity),
     Any(libc::SYS_seccomp),
     OneOf(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64, PR_SET_VMA]),
 ];

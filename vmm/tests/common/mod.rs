@@ -45,6 +45,8 @@ pub struct Plan {
     pub disks: Vec<(String, File, bool)>,
     pub nics: Vec<(PortId, OwnedFd, Mac)>,
     pub jailed: bool,
+    /// Whether the host allows new namespaces.
+    pub namespaces: bool,
 }
 
 impl Plan {
@@ -58,6 +60,7 @@ impl Plan {
             disks: Vec::new(),
             nics: Vec::new(),
             jailed: true,
+            namespaces: true,
         }
     }
 }
@@ -90,6 +93,14 @@ pub fn file(bytes: &[u8]) -> File {
     file.write_all(bytes).unwrap();
     file.rewind().unwrap();
     file
+}
+
+/// A filter under which `unshare` is refused, as on hosts without namespaces.
+fn no_unshare() -> seccompiler::BpfProgram {
+    let rules = [(libc::SYS_unshare, Vec::new())].into_iter().collect();
+    let (allow, refuse) = (seccompiler::SeccompAction::Allow, seccompiler::SeccompAction::Errno(1));
+    let target = seccompiler::TargetArch::x86_64;
+    seccompiler::SeccompFilter::new(rules, allow, refuse, target).unwrap().try_into().unwrap()
 }
 
 /// A tap in a network namespace of its own, or the one with this name here.
@@ -178,7 +189,8 @@ impl Guest {
         command.args(["serve", "--config-fd", &config_fd.to_string()]);
         command.stderr(File::create(&log).unwrap()).stdout(std::process::Stdio::null());
         let sources: Vec<i32> = given.iter().map(AsRawFd::as_raw_fd).collect();
-        // SAFETY: between fork and exec only `fcntl` and `dup2` are called.
+        let deny = (!plan.namespaces).then(no_unshare);
+        // SAFETY: between fork and exec only `fcntl`, `dup2`, `prctl` and `seccomp` are called.
         unsafe {
             command.pre_exec(move || {
                 // Out of the way first, so that no source is overwritten before its turn.
@@ -193,6 +205,9 @@ impl Guest {
                     if libc::dup2(*source, target) < 0 {
                         return Err(std::io::Error::last_os_error());
                     }
+                }
+                if let Some(filter) = &deny {
+                    seccompiler::apply_filter(filter).map_err(|_| std::io::Error::last_os_error())?;
                 }
                 Ok(())
             });
