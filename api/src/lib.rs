@@ -39,5 +39,6 @@ fn internal_calls(_app: &Shared, router: base::rpc::Router) -> base::rpc::Router
 
 /// What each service has on a new cloud.
 async fn bootstrap_services(app: &Shared, params: &bootstrap::Params) -> Result<(), Fault> {
+    network::inner::bootstrap(app, params).await?;
     image::inner::bootstrap(app, params).await
 }
