@@ -217,7 +217,7 @@ impl Drop for Lab {
     }
 }
 
-/// The `vmm` program of this build: nextest builds it with the workspace, but not for this crate alone.
+/// The `vmm` program of this build: see `vmm::build_vmm`.
 pub fn vmm_program() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_hostd")).with_file_name("vmm")
 }

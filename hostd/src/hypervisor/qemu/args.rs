@@ -46,8 +46,10 @@ pub fn arguments(plan: &Plan, numbers: &Numbers, command_line: &str) -> Vec<OsSt
     // No SATA, USB, sound or graphics: less to emulate, less to attack.
     line.pair(
         "-machine",
-        "q35,accel=tcg,vmport=off,smm=off,sata=off,smbus=off,usb=off,graphics=off,hpet=off,dump-guest-core=off",
+        "q35,vmport=off,smm=off,sata=off,smbus=off,usb=off,graphics=off,hpet=off,dump-guest-core=off",
     );
+    // QEMU would let its translated code grow to a gibibyte for each guest.
+    line.pair("-accel", "tcg,tb-size=256");
     // Five-level page tables would cost every emulated page walk a level.
     line.pair("-cpu", "max,la57=off");
     line.pair("-smp", plan.spec.vcpus.to_string());
