@@ -71,7 +71,10 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Tr
     if tokio::time::timeout(Duration::from_secs(5), connections.wait()).await.is_err() {
         tracing::warn!("some requests were cut off");
     }
-    app.store.close().await;
+    // A statement that still runs must not hold up the end: whatever it is part of is rolled back.
+    if tokio::time::timeout(Duration::from_secs(3), app.store.close()).await.is_err() {
+        tracing::warn!("the database's connections were cut off");
+    }
     Ok(())
 }
 

@@ -43,8 +43,8 @@ fn cancel_on_signal(token: CancellationToken) -> std::io::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
         tokio::select! { _ = term.recv() => (), _ = int.recv() => () }
-        tracing::info!("asked to end");
         token.cancel();
+        tracing::info!("asked to end");
     });
     Ok(())
 }

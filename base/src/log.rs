@@ -21,6 +21,8 @@ pub fn init(daemon: &'static str) {
         .with_span_list(false)
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Else a reader of standard error that went away makes every log line a panic.
+        .log_internal_errors(false)
         .try_init();
     if outcome.is_ok() {
         tracing::info!(daemon, version = env!("CARGO_PKG_VERSION"), "started logging");
