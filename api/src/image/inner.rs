@@ -7,7 +7,6 @@ use crate::bootstrap::Params;
 use crate::object::inner as objects;
 use api_kit::{Caller, Fault};
 use axum::body::Body;
-use base::store::StoreError;
 use serde_json::{Map, Value};
 use std::path::Path;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use wire::ids::BlobId;
 /// Longest time that turning a disk into an image takes.
 const EXPORT: Duration = Duration::from_secs(6 * 3600);
 /// Name of the image that `bootstrap` makes.
-pub const GUEST_IMAGE: &str = "ferrostack-guest";
+pub const GUEST_IMAGE: &str = "ferro";
 
 /// An image that a disk can be made of.
 #[derive(Debug, Clone)]
@@ -187,7 +186,7 @@ pub async fn bootstrap(app: &Shared, params: &Params) -> Result<(), Fault> {
     image.disk_format = Some(format.to_owned());
     image.container_format = Some("bare".to_owned());
     let new = &image;
-    app.store.tx(|tx| async move { Ok::<_, StoreError>(records::insert(&tx, new).await?) }).await?;
+    app.store.tx(|tx| async move { records::insert(&tx, new).await }).await?;
     let file = tokio::fs::File::open(path).await.map_err(|error| unreadable(path, &error))?;
     let body = Body::from_stream(tokio_util::io::ReaderStream::with_capacity(file, 256 << 10));
     let (blob, format) = data::begin(app, &image).await?;

@@ -52,7 +52,8 @@ pub fn reconcilers() -> Vec<Reconciler> {
     vec![Reconciler {
         name: "image-uploads",
         every: Duration::from_secs(120),
-        nudge: |wake| &wake.blobs,
+        // By its timer: a nudge wakes one reconciler only, and that of `blobs` is the collector's.
+        nudge: |wake| &wake.volume,
         settle: |app| Box::pin(async move { data::settle(&app).await }),
     }]
 }

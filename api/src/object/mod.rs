@@ -6,6 +6,8 @@
 mod access;
 mod account;
 mod container;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod garbage;
 mod headers;
 pub mod inner;
@@ -52,7 +54,7 @@ pub fn reconcilers() -> Vec<Reconciler> {
         Reconciler {
             name: "object-scan",
             every: Duration::from_secs(600),
-            // Looks at the whole pool: by its timer alone in practice, since nothing nudges volumes' collector often.
+            // By its timer: it looks at the whole pool.
             nudge: |wake| &wake.volume,
             settle: |app| Box::pin(async move { garbage::scan(&app).await }),
         },
