@@ -33,10 +33,6 @@ pub const DESCRIPTION: Micro = Micro(2, 19);
 pub const TAGS: Micro = Micro(2, 26);
 /// `cpu_info` of hypervisors is an object rather than text.
 pub const CPU_INFO_OBJECT: Micro = Micro(2, 28);
-/// Device tags.
-pub const DEVICE_TAGS: Micro = Micro(2, 32);
-/// Paging of hypervisors.
-pub const HYPERVISOR_PAGING: Micro = Micro(2, 33);
 /// Paging of key pairs.
 pub const KEYPAIR_PAGING: Micro = Micro(2, 35);
 /// Proxies to other services are gone, and their limits.
@@ -69,8 +65,6 @@ pub const FLAVOR_SPECS: Micro = Micro(2, 61);
 pub const EVENT_HOST: Micro = Micro(2, 62);
 /// `trusted_image_certificates` in servers.
 pub const CERTIFICATES: Micro = Micro(2, 63);
-/// Volume types of block devices.
-pub const BDM_VOLUME_TYPE: Micro = Micro(2, 67);
 /// Tags in volume attachments and interfaces.
 pub const ATTACHMENT_TAGS: Micro = Micro(2, 70);
 /// `server_groups` in a server.
@@ -83,6 +77,8 @@ pub const CREATE_HOST: Micro = Micro(2, 74);
 pub const STRICT: Micro = Micro(2, 75);
 /// `delete_on_termination` of attachments.
 pub const DELETE_ON_TERMINATION: Micro = Micro(2, 79);
+/// Why an event failed.
+pub const EVENT_DETAILS: Micro = Micro(2, 84);
 /// `delete_on_termination` may be changed.
 pub const ATTACHMENT_UPDATE: Micro = Micro(2, 85);
 /// Hypervisors lost their usage figures and gained `uptime` and `servers`.

@@ -310,6 +310,8 @@ impl Disks {
 /// A volume that the server is to start with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeRequest {
+    /// Id of the volume, if one is made: chosen at creation, so that making it may repeat.
+    pub id: uuid::Uuid,
     /// Where it comes from.
     pub source: VolumeSource,
     /// Size in GiB for one that is made.
@@ -320,8 +322,6 @@ pub struct VolumeRequest {
     pub boot: bool,
     /// The user's tag for the device.
     pub tag: Option<String>,
-    /// Type for one that is made.
-    pub volume_type: Option<String>,
 }
 
 /// Where a volume comes from.

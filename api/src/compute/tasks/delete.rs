@@ -4,6 +4,7 @@ use super::{attachment_subject, change, interface_subject, load, stop};
 use crate::app::App;
 use crate::compute::neighbours::{network, volume};
 use crate::compute::records::{attachments, servers};
+use crate::compute::rules::attach;
 use crate::placement;
 use base::task::{Job, Next, Stop, Task, Tasks};
 use serde::{Deserialize, Serialize};
@@ -75,9 +76,7 @@ impl Task for DeleteServer {
             }
             Self::Volumes { server } => {
                 for it in attachments::of_server(&app.store, *server).await? {
-                    if let Some(id) = &it.body.attachment_id {
-                        volume::release(app, id).await.map_err(stop)?;
-                    }
+                    attach::unreserve(app, &it).await.map_err(stop)?;
                     if it.body.delete_on_termination {
                         volume::delete(app, &it.volume_id).await.map_err(stop)?;
                     }

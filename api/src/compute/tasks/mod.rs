@@ -7,7 +7,7 @@ mod interface;
 mod power;
 mod volume;
 
-pub use create::CreateServer;
+pub use create::{CreateServer, net_request};
 pub use delete::DeleteServer;
 pub use image::SnapshotServer;
 pub use interface::{AttachInterface, DetachInterface};

@@ -131,8 +131,8 @@ impl Task for AttachVolume {
                 Ok(Next::Step(Self::Plug { attachment: attachment.clone() }))
             }
             Self::Plug { attachment } => {
-                let key = it.body.disk.as_ref().map(|disk| disk.key.clone()).unwrap_or_default();
-                if !plugged(app, it.server, &key, true).await? {
+                // The volume's id is its disk's key.
+                if !plugged(app, it.server, &it.volume_id, true).await? {
                     return Ok(Next::Wait(AGAIN));
                 }
                 Ok(Next::Step(Self::Complete { attachment: attachment.clone() }))
@@ -151,22 +151,13 @@ impl Task for AttachVolume {
         match self {
             Self::Complete { .. } => Ok(()),
             Self::Plug { attachment } => {
-                let Some(disk) = it.body.disk.clone() else { return Ok(()) };
                 // Out of the wanted state, and out of the machine, before anybody else may have the volume.
                 set_disk(app, attachment, None).await?;
-                match plugged(app, it.server, &disk.key, false).await {
-                    Ok(true) => Ok(()),
-                    // The row says what is still to be undone: without the disk this step would think that it is done.
-                    Ok(false) => {
-                        set_disk(app, attachment, Some(&disk)).await?;
-                        Err(Stop::Retry("the machine has not let go of the volume yet".to_owned()))
-                    }
+                match plugged(app, it.server, &it.volume_id, false).await {
                     // A server that is being deleted stops its machine anyway, or never had one.
-                    Err(Stop::Fail(_)) => Ok(()),
-                    Err(Stop::Retry(why)) => {
-                        set_disk(app, attachment, Some(&disk)).await?;
-                        Err(Stop::Retry(why))
-                    }
+                    Ok(true) | Err(Stop::Fail(_)) => Ok(()),
+                    Ok(false) => Err(Stop::Retry("the machine has not let go of the volume yet".to_owned())),
+                    Err(retry) => Err(retry),
                 }
             }
             Self::Export { attachment } => {
@@ -206,7 +197,6 @@ impl Task for DetachVolume {
             }
             Self::Unplug { attachment } => {
                 set_disk(app, attachment, None).await?;
-                // The volume's id is its disk's key.
                 if !plugged(app, it.server, &it.volume_id, false).await? {
                     return Ok(Next::Wait(AGAIN));
                 }
