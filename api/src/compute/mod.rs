@@ -27,6 +27,9 @@ mod tasks;
 mod view;
 
 
+#[cfg(test)]
+mod tests;
+
 use crate::app::{App, Reconciler};
 use api_kit::Service;
 use base::store::Migration;

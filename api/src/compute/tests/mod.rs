@@ -1,0 +1,5 @@
+//! Compute against fake daemons that remember what they were asked.
+
+mod crash;
+mod flow;
+mod world;
