@@ -29,7 +29,9 @@ pub fn fingerprint(public_key: &str) -> Result<String, String> {
     }
     let mut words = public_key.split_whitespace();
     let (Some(kind), Some(data)) = (words.next(), words.next()) else {
-        return Err("an OpenSSH public key is expected: its type and its base64 data, as in the .pub file".to_owned());
+        return Err(
+            "an OpenSSH public key is expected: its type and its base64 data, as in the .pub file".to_owned()
+        );
     };
     if !TYPES.contains(&kind) {
         return Err(format!("'{}' is not a known key type", kind.chars().take(40).collect::<String>()));

@@ -6,12 +6,8 @@
 use api_kit::{Micro, MicroRange};
 
 /// What is spoken.
-pub const RANGE: MicroRange = MicroRange {
-    word: "compute",
-    legacy: Some("X-OpenStack-Nova-API-Version"),
-    min: Micro(2, 1),
-    max: MAX,
-};
+pub const RANGE: MicroRange =
+    MicroRange { word: "compute", legacy: Some("X-OpenStack-Nova-API-Version"), min: Micro(2, 1), max: MAX };
 /// Newest version that is spoken.
 pub const MAX: Micro = Micro(2, 96);
 

@@ -26,7 +26,6 @@ mod state;
 mod tasks;
 mod view;
 
-
 #[cfg(test)]
 mod tests;
 

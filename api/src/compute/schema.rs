@@ -341,8 +341,11 @@ macro_rules! plain_name {
 }
 pub const KEYPAIR: &str = keypair!(plain_name!(), "", "");
 pub const KEYPAIR_2_2: &str = keypair!(plain_name!(), kind!(), "");
-pub const KEYPAIR_2_10: &str =
-    keypair!(plain_name!(), concat!(kind!(), r#","user_id":{"type":"string","minLength":1,"maxLength":255}"#), "");
+pub const KEYPAIR_2_10: &str = keypair!(
+    plain_name!(),
+    concat!(kind!(), r#","user_id":{"type":"string","minLength":1,"maxLength":255}"#),
+    ""
+);
 pub const KEYPAIR_2_92: &str = keypair!(
     r#"{"type":"string","minLength":1,"maxLength":255,"pattern":"^[a-zA-Z0-9 _@.-]+$"}"#,
     concat!(kind!(), r#","user_id":{"type":"string","minLength":1,"maxLength":255}"#),

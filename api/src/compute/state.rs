@@ -74,9 +74,7 @@ fn task_state(task: &TaskView) -> Option<&'static str> {
             _ => "spawning",
         }),
         "compute.delete-server" => Some("deleting"),
-        "compute.snapshot-server" => {
-            Some(if step == "copy" { "image_snapshot" } else { "image_uploading" })
-        }
+        "compute.snapshot-server" => Some(if step == "copy" { "image_snapshot" } else { "image_uploading" }),
         _ => act(task).map(|act| match act {
             Act::Start => "powering-on",
             Act::Stop => "powering-off",

@@ -133,7 +133,10 @@ async fn create_image(call: Call<App>) -> Outcome {
         .tx(|tx| async move {
             let (server, state) = reread(&tx, id).await?;
             check(&server, state, "createImage", &allowed, caller)?;
-            app.tasks.enqueue(&tx, &tasks::subject(id), step).await.map_err(|error| busy(error, "createImage", id))
+            app.tasks
+                .enqueue(&tx, &tasks::subject(id), step)
+                .await
+                .map_err(|error| busy(error, "createImage", id))
         })
         .await;
     if let Err(fault) = written {

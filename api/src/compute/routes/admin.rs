@@ -17,7 +17,9 @@ pub fn operations() -> Vec<Operation<App>> {
     };
     vec![
         get("/", "versions:list", "List versions", |call| Box::pin(versions(call))).open().codes(200, &[]),
-        get("/v2.1", "versions:show", "Show the version", |call| Box::pin(version(call))).open().codes(200, &[]),
+        get("/v2.1", "versions:show", "Show the version", |call| Box::pin(version(call)))
+            .open()
+            .codes(200, &[]),
         get("/v2.1/extensions", "extensions:list", "List extensions", |call| Box::pin(extensions(call)))
             .policy("os_compute_api:extensions", ANYBODY)
             .codes(200, &[401]),
@@ -30,9 +32,12 @@ pub fn operations() -> Vec<Operation<App>> {
         })
         .policy("os_compute_api:os-availability-zone:list", ANYBODY)
         .codes(200, &[401]),
-        get("/v2.1/os-availability-zone/detail", "zones:detail", "List availability zones with hosts", |call| {
-            Box::pin(zones(call, true))
-        })
+        get(
+            "/v2.1/os-availability-zone/detail",
+            "zones:detail",
+            "List availability zones with hosts",
+            |call| Box::pin(zones(call, true)),
+        )
         .policy("os_compute_api:os-availability-zone:detail", ADMIN)
         .codes(200, &[401, 403]),
         get("/v2.1/os-hypervisors", "hypervisors:list", "List hypervisors", |call| {
@@ -47,9 +52,12 @@ pub fn operations() -> Vec<Operation<App>> {
         .policy("os_compute_api:os-hypervisors:list-detail", ADMIN)
         .query(&["limit", "marker", "hypervisor_hostname_pattern", "with_servers"])
         .codes(200, &[400, 401, 403]),
-        get("/v2.1/os-hypervisors/statistics", "hypervisors:statistics", "Sum over all hypervisors", |call| {
-            Box::pin(statistics(call))
-        })
+        get(
+            "/v2.1/os-hypervisors/statistics",
+            "hypervisors:statistics",
+            "Sum over all hypervisors",
+            |call| Box::pin(statistics(call)),
+        )
         .policy("os_compute_api:os-hypervisors:statistics", ADMIN)
         .until(api_kit::Micro(2, 87))
         .codes(200, &[401, 403]),
@@ -69,15 +77,21 @@ pub fn operations() -> Vec<Operation<App>> {
         .policy("os_compute_api:os-quota-sets:show", READER)
         .query(&["user_id"])
         .codes(200, &[401, 403]),
-        get("/v2.1/os-quota-sets/{project_id}/detail", "quotas:detail", "Show a project's quotas and usage", |call| {
-            Box::pin(quotas(call, true))
-        })
+        get(
+            "/v2.1/os-quota-sets/{project_id}/detail",
+            "quotas:detail",
+            "Show a project's quotas and usage",
+            |call| Box::pin(quotas(call, true)),
+        )
         .policy("os_compute_api:os-quota-sets:detail", READER)
         .query(&["user_id"])
         .codes(200, &[401, 403]),
-        get("/v2.1/os-quota-sets/{project_id}/defaults", "quotas:defaults", "Show the default quotas", |call| {
-            Box::pin(quota_defaults(call))
-        })
+        get(
+            "/v2.1/os-quota-sets/{project_id}/defaults",
+            "quotas:defaults",
+            "Show the default quotas",
+            |call| Box::pin(quota_defaults(call)),
+        )
         .policy("os_compute_api:os-quota-sets:defaults", ANYBODY)
         .codes(200, &[401]),
         Operation::new(Method::PUT, "/v2.1/os-quota-sets/{project_id}", quota_set)
@@ -159,8 +173,11 @@ async fn zones(call: Call<App>, detail: bool) -> Outcome {
     if detail {
         let mut map = Map::new();
         for room in placement::inner::rooms(&call.app.store).await? {
-            map.insert(room.provider.name, json!({"nova-compute": {"available": true, "active": true,
-                "updated_at": api_kit::time::naive(&api_kit::time::now())}}));
+            map.insert(
+                room.provider.name,
+                json!({"nova-compute": {"available": true, "active": true,
+                "updated_at": api_kit::time::naive(&api_kit::time::now())}}),
+            );
         }
         hosts = Value::Object(map);
     }
@@ -231,8 +248,7 @@ fn host_view(it: &Host, call: &Call<App>, detail: bool) -> Value {
     out["current_workload"] = json!(0);
     out["running_vms"] = json!(it.servers.len());
     let model = json!({"model": it.facts.as_ref().map(|facts| &facts.cpu_model)});
-    out["cpu_info"] =
-        if call.version >= micro::CPU_INFO_OBJECT { model } else { json!(model.to_string()) };
+    out["cpu_info"] = if call.version >= micro::CPU_INFO_OBJECT { model } else { json!(model.to_string()) };
     out
 }
 
@@ -248,9 +264,9 @@ async fn hypervisors(call: Call<App>, detail: bool) -> Outcome {
 async fn hypervisor(call: Call<App>) -> Outcome {
     let wanted = call.path("id");
     let all = hosts(&call.app).await?;
-    let found = all.iter().find(|it| {
-        it.room.provider.uuid == wanted || (call.version < micro::HOST_UUIDS && wanted == "1")
-    });
+    let found = all
+        .iter()
+        .find(|it| it.room.provider.uuid == wanted || (call.version < micro::HOST_UUIDS && wanted == "1"));
     let found = found.ok_or_else(|| {
         let wanted: String = wanted.chars().take(64).collect();
         Fault::not_found(format!("Hypervisor with ID '{wanted}' could not be found."))
@@ -262,8 +278,17 @@ async fn statistics(call: Call<App>) -> Outcome {
     let all = hosts(&call.app).await?;
     let mut sums = json!({"count": all.len()});
     for name in [
-        "vcpus", "vcpus_used", "memory_mb", "memory_mb_used", "free_ram_mb", "local_gb", "local_gb_used",
-        "free_disk_gb", "disk_available_least", "current_workload", "running_vms",
+        "vcpus",
+        "vcpus_used",
+        "memory_mb",
+        "memory_mb_used",
+        "free_ram_mb",
+        "local_gb",
+        "local_gb_used",
+        "free_disk_gb",
+        "disk_available_least",
+        "current_workload",
+        "running_vms",
     ] {
         let sum: i64 = all.iter().filter_map(|it| host_view(it, &call, true)[name].as_i64()).sum();
         sums[name] = json!(sum);
@@ -325,7 +350,8 @@ async fn quota_defaults(call: Call<App>) -> Outcome {
 
 async fn quota_set(call: Call<App>) -> Outcome {
     let (project, body) = (call.path("project_id"), call.inner("quota_set"));
-    let force = body["force"] == json!(true) || body["force"].as_str().is_some_and(|it| it.eq_ignore_ascii_case("true"));
+    let force = body["force"] == json!(true)
+        || body["force"].as_str().is_some_and(|it| it.eq_ignore_ascii_case("true"));
     let used = servers::used(&call.app.store, project).await?;
     let mut wanted = Vec::new();
     for (name, value) in body.as_object().into_iter().flatten() {

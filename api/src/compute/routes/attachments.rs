@@ -223,7 +223,8 @@ async fn interface_create(call: Call<App>) -> Outcome {
     let text = |name: &str| body[name].as_str().map(str::to_owned);
     let fixed_ip = body.pointer("/fixed_ips/0/ip_address").and_then(Value::as_str);
     let fixed_ip = fixed_ip.map(str::parse).transpose();
-    let fixed_ip = fixed_ip.map_err(|_| Fault::bad_request("Invalid input for field/attribute ip_address."))?;
+    let fixed_ip =
+        fixed_ip.map_err(|_| Fault::bad_request("Invalid input for field/attribute ip_address."))?;
     let request = match (text("net_id"), text("port_id")) {
         (Some(_), Some(_)) => {
             return Err(Fault::bad_request("Must not input both network_id and port_id"));

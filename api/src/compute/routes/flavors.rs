@@ -311,7 +311,8 @@ async fn specs_list(call: Call<App>) -> Outcome {
 
 fn specs(value: &Value) -> BTreeMap<String, String> {
     let all = value.as_object().into_iter().flatten();
-    all.map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))).collect()
+    all.map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .collect()
 }
 
 async fn specs_add(call: Call<App>) -> Outcome {

@@ -88,13 +88,17 @@ async fn create(call: Call<App>) -> Outcome {
     let user = user(&call, body["user_id"].as_str())?;
     let name = body["name"].as_str().unwrap_or_default().trim();
     if body["type"].as_str() == Some("x509") {
-        return Err(Fault::bad_request("Keypair data is invalid: key pairs of type x509 are not supported; use type ssh."));
+        return Err(Fault::bad_request(
+            "Keypair data is invalid: key pairs of type x509 are not supported; use type ssh.",
+        ));
     }
     let invalid = |reason: String| Fault::bad_request(format!("Keypair data is invalid: {reason}"));
     let (public_key, private_key) = match body["public_key"].as_str() {
         Some(key) => (key.trim().to_owned(), None),
         None if call.version >= micro::KEYPAIR_IMPORT_ONLY => {
-            return Err(invalid("public_key is required from version 2.92 on; make the pair with ssh-keygen".to_owned()));
+            return Err(invalid(
+                "public_key is required from version 2.92 on; make the pair with ssh-keygen".to_owned(),
+            ));
         }
         None => {
             let (private, public) = keys::generate("generated-by-compute").map_err(Fault::internal)?;
@@ -116,7 +120,8 @@ async fn create(call: Call<App>) -> Outcome {
         .store
         .tx(|tx| async move {
             let count = keypairs::count(&tx, &it.user_id).await?;
-            let fits = api_kit::quota::fits(&tx, "compute", project, rules::quota("key_pairs"), count, 1).await?;
+            let fits =
+                api_kit::quota::fits(&tx, "compute", project, rules::quota("key_pairs"), count, 1).await?;
             if fits.is_err() {
                 return Ok(Err(Fault::over_quota("Quota exceeded, too many key pairs.")));
             }

@@ -50,9 +50,27 @@ static LIST: ListSpec = ListSpec {
 
 /// Further parameters that the handlers deal with.
 const HANDLED: &[&str] = &[
-    "name", "status", "all_tenants", "project_id", "tenant_id", "ip", "ip6", "tags", "tags-any", "not-tags",
-    "not-tags-any", "reservation_id", "deleted", "availability_zone", "vm_state", "power_state", "task_state",
-    "changes-before", "config_drive", "description", "hostname",
+    "name",
+    "status",
+    "all_tenants",
+    "project_id",
+    "tenant_id",
+    "ip",
+    "ip6",
+    "tags",
+    "tags-any",
+    "not-tags",
+    "not-tags-any",
+    "reservation_id",
+    "deleted",
+    "availability_zone",
+    "vm_state",
+    "power_state",
+    "task_state",
+    "changes-before",
+    "config_drive",
+    "description",
+    "hostname",
 ];
 
 pub fn operations() -> Vec<Operation<App>> {
@@ -229,9 +247,12 @@ async fn matching(call: &Call<App>, project: Option<&str>) -> Result<Option<Vec<
     if ip.is_some() || ip6.is_some() {
         let ports = network::of_servers(&call.app, &ids).await?;
         let has = |id: &wire::ids::ServerId, wanted: &regex::Regex, v6: bool| {
-            ports.get(id).into_iter().flatten().flat_map(|port| &port.addresses).any(|(address, _)| {
-                address.is_ipv6() == v6 && wanted.is_match(&address.to_string())
-            })
+            ports
+                .get(id)
+                .into_iter()
+                .flatten()
+                .flat_map(|port| &port.addresses)
+                .any(|(address, _)| address.is_ipv6() == v6 && wanted.is_match(&address.to_string()))
         };
         ids.retain(|id| {
             ip.as_ref().is_none_or(|ip| has(id, ip, false)) && ip6.as_ref().is_none_or(|ip| has(id, ip, true))
@@ -267,15 +288,19 @@ async fn page(call: &Call<App>, all_rule: &str) -> Result<(Vec<Server>, Option<S
     }
     for status in call.query.all("status") {
         match status.to_uppercase().as_str() {
-            "ACTIVE" => select.and("lifecycle IN ('ready', 'deleting') AND observed IN ('running', 'nothing')", []),
-            "SHUTOFF" => select.and("lifecycle IN ('ready', 'deleting') AND observed IN ('off', 'crashed')", []),
+            "ACTIVE" => {
+                select.and("lifecycle IN ('ready', 'deleting') AND observed IN ('running', 'nothing')", [])
+            }
+            "SHUTOFF" => {
+                select.and("lifecycle IN ('ready', 'deleting') AND observed IN ('off', 'crashed')", [])
+            }
             "PAUSED" => select.and("lifecycle IN ('ready', 'deleting') AND observed = 'paused'", []),
             "ERROR" => select.and("lifecycle = 'failed'", []),
             "BUILD" => select.and("lifecycle = 'building'", []),
             // Upstream's other states do not happen here.
-            "DELETED" | "SOFT_DELETED" | "SUSPENDED" | "RESIZE" | "VERIFY_RESIZE" | "REVERT_RESIZE" | "MIGRATING"
-            | "REBUILD" | "RESCUE" | "SHELVED" | "SHELVED_OFFLOADED" | "PASSWORD" | "REBOOT" | "HARD_REBOOT"
-            | "UNKNOWN" => select.and("1 = 0", []),
+            "DELETED" | "SOFT_DELETED" | "SUSPENDED" | "RESIZE" | "VERIFY_RESIZE" | "REVERT_RESIZE"
+            | "MIGRATING" | "REBUILD" | "RESCUE" | "SHELVED" | "SHELVED_OFFLOADED" | "PASSWORD"
+            | "REBOOT" | "HARD_REBOOT" | "UNKNOWN" => select.and("1 = 0", []),
             _ if call.version >= micro::STATUS_CHECKED => {
                 return Err(Fault::bad_request("Invalid status value"));
             }
@@ -553,9 +578,12 @@ async fn tag_add(call: Call<App>) -> Outcome {
 }
 
 async fn tag_delete(call: Call<App>) -> Outcome {
-    change(&call, |server| {
-        if server.body.tags.remove(call.path("tag")) { Ok(()) } else { Err(no_tag(&call)) }
-    })
+    change(
+        &call,
+        |server| {
+            if server.body.tags.remove(call.path("tag")) { Ok(()) } else { Err(no_tag(&call)) }
+        },
+    )
     .await?;
     Ok(Reply::empty(204))
 }

@@ -121,7 +121,8 @@ pub async fn detach(app: &App, caller: &Caller, id: ServerId, volume_id: &str) -
         .tx(|tx| async move {
             let (server, state) = reread(&tx, id).await?;
             let found = attachments::of_volume(&tx, id, volume_id).await?;
-            let mut it = found.filter(|it| it.state != State::Reserving).ok_or_else(|| no_attachment(volume_id))?;
+            let mut it =
+                found.filter(|it| it.state != State::Reserving).ok_or_else(|| no_attachment(volume_id))?;
             check(&server, state, "detach_volume", &[Vm::Active, Vm::Paused, Vm::Stopped], caller)?;
             if it.body.boot {
                 return Err(Fault::forbidden("Cannot detach a root device volume"));
@@ -136,7 +137,10 @@ pub async fn detach(app: &App, caller: &Caller, id: ServerId, volume_id: &str) -
             attachments::put(&tx, &it).await?;
             let first = DetachVolume::Begin { attachment: it.id.clone() };
             let subject = tasks::attachment_subject(&it.id);
-            app.tasks.enqueue(&tx, &subject, &first).await.map_err(|error| busy(error, "detach_volume", id))?;
+            app.tasks
+                .enqueue(&tx, &subject, &first)
+                .await
+                .map_err(|error| busy(error, "detach_volume", id))?;
             Ok(())
         })
         .await?;

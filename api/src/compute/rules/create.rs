@@ -6,8 +6,8 @@ use crate::compute::micro;
 use crate::compute::neighbours::{image, network, volume};
 use crate::compute::records::flavors::{self, Flavor};
 use crate::compute::records::servers::{
-    Body, Disk, Disks, Image, Kernel, Key, Lifecycle, NetworkRequest, Seen, Server, VolumeRequest, VolumeSource,
-    Wanted,
+    Body, Disk, Disks, Image, Kernel, Key, Lifecycle, NetworkRequest, Seen, Server, VolumeRequest,
+    VolumeSource, Wanted,
 };
 use crate::compute::records::{keypairs, servers};
 use crate::compute::scheduler::boots_from_volume;
@@ -40,7 +40,9 @@ fn text<'a>(body: &'a Value, name: &str) -> Option<&'a str> {
 fn truth(value: Option<&Value>) -> bool {
     match value {
         Some(Value::Bool(it)) => *it,
-        Some(Value::String(it)) => matches!(it.to_lowercase().as_str(), "1" | "true" | "t" | "yes" | "y" | "on"),
+        Some(Value::String(it)) => {
+            matches!(it.to_lowercase().as_str(), "1" | "true" | "t" | "yes" | "y" | "on")
+        }
         Some(Value::Null | Value::Number(_) | Value::Array(_) | Value::Object(_)) | None => false,
     }
 }
@@ -153,7 +155,8 @@ fn volumes(body: &Value, has_image: bool) -> Result<(Vec<VolumeRequest>, Option<
                 )));
             }
         };
-        let size_gib = number("volume_size").and_then(|size| u64::try_from(size).ok()).filter(|size| *size > 0);
+        let size_gib =
+            number("volume_size").and_then(|size| u64::try_from(size).ok()).filter(|size| *size > 0);
         if size_gib.is_none() && matches!(source, VolumeSource::Image(_) | VolumeSource::Blank) {
             return Err(Fault::bad_request(
                 "Block Device Mapping is Invalid: a volume made from an image or empty needs a volume_size.",
@@ -239,7 +242,9 @@ fn kernel(image: Option<&Image>) -> Option<Kernel> {
 }
 
 fn zone(app: &App, body: &Value) -> Result<Option<String>, Fault> {
-    let Some(asked) = text(body, "availability_zone").filter(|zone| !zone.is_empty()) else { return Ok(None) };
+    let Some(asked) = text(body, "availability_zone").filter(|zone| !zone.is_empty()) else {
+        return Ok(None);
+    };
     let mut parts = asked.split(':');
     let (zone, host) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let known = zone.is_empty() || zone == crate::compute::metadata::ZONE;
@@ -294,7 +299,8 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
     }
     if let Some(image) = &image {
         fits(&flavor, image, true)?;
-        for id in ["kernel_id", "ramdisk_id"].iter().filter_map(|name| image.properties.get(*name)?.as_str()) {
+        for id in ["kernel_id", "ramdisk_id"].iter().filter_map(|name| image.properties.get(*name)?.as_str())
+        {
             if !id.is_empty() {
                 usable_image(app, caller, id).await?;
             }
@@ -303,12 +309,13 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
     for it in &volumes {
         match &it.source {
             VolumeSource::Volume(id) => {
-                let facts = volume::facts(app, caller, id).await.map_err(|fault| match fault.status.as_u16() {
-                    404 | 403 => Fault::bad_request(format!(
-                        "Block Device Mapping is Invalid: failed to get volume {id}."
-                    )),
-                    _ => fault,
-                })?;
+                let facts =
+                    volume::facts(app, caller, id).await.map_err(|fault| match fault.status.as_u16() {
+                        404 | 403 => Fault::bad_request(format!(
+                            "Block Device Mapping is Invalid: failed to get volume {id}."
+                        )),
+                        _ => fault,
+                    })?;
                 if facts.status != "available" {
                     return Err(Fault::bad_request(format!(
                         "Invalid volume: volume {id} is not available (it is {}).",
@@ -359,12 +366,16 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
         }
     };
     if body.get("trusted_image_certificates").is_some_and(|it| !it.is_null()) {
-        return Err(Fault::bad_request("Image signature certificate validation is not supported here; leave it out."));
+        return Err(Fault::bad_request(
+            "Image signature certificate validation is not supported here; leave it out.",
+        ));
     }
     let metadata = strings(body.get("metadata"));
     let (_, items) = quota("metadata_items");
     if i64::try_from(metadata.len()).unwrap_or(i64::MAX) > items {
-        return Err(Fault::over_quota("Quota exceeded for metadata_items: Maximum number of metadata items exceeds the limit."));
+        return Err(Fault::over_quota(
+            "Quota exceeded for metadata_items: Maximum number of metadata items exceeds the limit.",
+        ));
     }
     let zone = zone(app, body)?;
     let count = |name: &str, or: i64| match body.get(name) {
@@ -499,7 +510,15 @@ async fn insert(app: &App, project: &str, rows: &[Server], least: i64) -> Result
                 let fits = |n: i64| {
                     let tx = tx.clone();
                     async move {
-                        api_kit::quota::check(&tx, "compute", project, quota(name), in_use, each.saturating_mul(n)).await
+                        api_kit::quota::check(
+                            &tx,
+                            "compute",
+                            project,
+                            quota(name),
+                            in_use,
+                            each.saturating_mul(n),
+                        )
+                        .await
                     }
                 };
                 while count > least && fits(count).await.is_err() {
@@ -550,9 +569,12 @@ mod tests {
         .unwrap();
         assert_eq!(made[0].size_gib, Some(3));
         assert!(made[0].boot && made[0].delete_on_termination);
-        let bad = read(r#"{"block_device_mapping_v2": [{"source_type": "image", "uuid": "i", "destination_type": "volume"}]}"#);
+        let bad = read(
+            r#"{"block_device_mapping_v2": [{"source_type": "image", "uuid": "i", "destination_type": "volume"}]}"#,
+        );
         assert!(bad.unwrap_err().message.contains("volume_size"));
-        let bad = read(r#"{"block_device_mapping_v2": [{"source_type": "blank", "destination_type": "local"}]}"#);
+        let bad =
+            read(r#"{"block_device_mapping_v2": [{"source_type": "blank", "destination_type": "local"}]}"#);
         assert!(bad.unwrap_err().message.contains("blank"));
     }
 }

@@ -71,7 +71,10 @@ pub async fn detach(app: &App, caller: &Caller, id: ServerId, port: PortId) -> R
             }
             let subject = tasks::interface_subject(port);
             let first = DetachInterface::Unplug { server: id, port };
-            app.tasks.enqueue(&tx, &subject, &first).await.map_err(|error| busy(error, "detach_interface", id))?;
+            app.tasks
+                .enqueue(&tx, &subject, &first)
+                .await
+                .map_err(|error| busy(error, "detach_interface", id))?;
             Ok(())
         })
         .await?;

@@ -55,7 +55,10 @@ pub async fn act(app: &App, caller: &Caller, id: ServerId, act: Act) -> Result<(
             server.body.fault = None;
             servers::put(&tx, &server).await?;
             let first = PowerServer::Apply { server: id, act };
-            app.tasks.enqueue(&tx, &tasks::subject(id), &first).await.map_err(|error| busy(error, name, id))?;
+            app.tasks
+                .enqueue(&tx, &tasks::subject(id), &first)
+                .await
+                .map_err(|error| busy(error, name, id))?;
             Ok(())
         })
         .await?;

@@ -3,14 +3,14 @@
 use super::volume::set_disk;
 use super::{Applied, DISK_LIMIT, apply, change, load, load_living, stop};
 use crate::app::App;
+use crate::compute::metadata;
 use crate::compute::neighbours::{image, network, volume};
 use crate::compute::records::attachments::{self, Attachment, State};
 use crate::compute::records::servers::{
     Disk, Fault, Lifecycle, NetworkRequest, Nic, Seen, Server, VolumeRequest, Wanted,
 };
-use crate::compute::scheduler::{self, NoPlace};
 use crate::compute::rules::{self, attach};
-use crate::compute::metadata;
+use crate::compute::scheduler::{self, NoPlace};
 use crate::placement;
 use base::task::{Job, Next, Stop, Task};
 use network::NetRequest;
@@ -166,7 +166,12 @@ async fn raw(app: &App, image_id: &str) -> Result<std::path::PathBuf, Stop> {
 }
 
 /// Makes or finds the volume of a request, reserves it and learns its file. Each part is written down before the next.
-async fn volume_for(app: &App, row: &Server, index: usize, wanted: &VolumeRequest) -> Result<Option<Duration>, Stop> {
+async fn volume_for(
+    app: &App,
+    row: &Server,
+    index: usize,
+    wanted: &VolumeRequest,
+) -> Result<Option<Duration>, Stop> {
     let position = i64::try_from(index).unwrap_or(i64::MAX);
     let known = attachments::of_server(&app.store, row.id).await?;
     let mut it = match known.into_iter().find(|it| it.position == position) {
@@ -339,4 +344,3 @@ impl Task for CreateServer {
         Ok(())
     }
 }
-

@@ -64,7 +64,8 @@ impl Task for DeleteServer {
         match self {
             Self::Halt { server } => {
                 let row = load(app, *server).await?;
-                let mut others: Vec<String> = row.body.nics.iter().map(|nic| interface_subject(nic.spec.port)).collect();
+                let mut others: Vec<String> =
+                    row.body.nics.iter().map(|nic| interface_subject(nic.spec.port)).collect();
                 for it in attachments::of_server(&app.store, *server).await? {
                     others.push(attachment_subject(&it.id));
                 }

@@ -60,7 +60,8 @@ impl Task for SnapshotServer {
             Self::Copy { server, image, snapshot } => {
                 let row = load_living(app, *server).await?;
                 let disk = row.body.disks.root.as_ref().map(|disk| disk.id);
-                let disk = disk.ok_or_else(|| Stop::Fail("the server has no root disk of its own".to_owned()))?;
+                let disk =
+                    disk.ok_or_else(|| Stop::Fail("the server has no root disk of its own".to_owned()))?;
                 let call = EnsureSnapshot { id: *snapshot, disk };
                 app.block.call_within(&call, DISK_LIMIT).await?;
                 Ok(Next::Step(Self::Fill { server: *server, image: image.clone(), snapshot: *snapshot }))

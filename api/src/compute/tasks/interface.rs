@@ -117,7 +117,9 @@ impl Task for AttachInterface {
                 unwant(app, *server, nic.spec.port).await?;
                 match plugged(app, *server, nic.spec.port, false).await {
                     Ok(true) | Err(Stop::Fail(_)) => Ok(()),
-                    Ok(false) => Err(Stop::Retry("the machine has not let go of the interface yet".to_owned())),
+                    Ok(false) => {
+                        Err(Stop::Retry("the machine has not let go of the interface yet".to_owned()))
+                    }
                     Err(retry) => Err(retry),
                 }
             }

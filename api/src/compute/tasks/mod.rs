@@ -65,11 +65,7 @@ pub fn interface_subject(port: wire::ids::PortId) -> String {
 
 /// A neighbour's refusal as a step sees it: what may pass is repeated.
 pub(super) fn stop(fault: Fault) -> Stop {
-    if fault.status.is_server_error() {
-        Stop::Retry(fault.to_string())
-    } else {
-        Stop::Fail(fault.message)
-    }
+    if fault.status.is_server_error() { Stop::Retry(fault.to_string()) } else { Stop::Fail(fault.message) }
 }
 
 /// The server of a step.

@@ -112,7 +112,9 @@ const AGAIN: Duration = Duration::from_millis(100);
 impl AttachVolume {
     fn attachment(&self) -> &str {
         match self {
-            Self::Export { attachment } | Self::Plug { attachment } | Self::Complete { attachment } => attachment,
+            Self::Export { attachment } | Self::Plug { attachment } | Self::Complete { attachment } => {
+                attachment
+            }
         }
     }
 }
@@ -178,7 +180,9 @@ impl Task for AttachVolume {
 impl DetachVolume {
     fn attachment(&self) -> &str {
         match self {
-            Self::Begin { attachment } | Self::Unplug { attachment } | Self::Release { attachment } => attachment,
+            Self::Begin { attachment } | Self::Unplug { attachment } | Self::Release { attachment } => {
+                attachment
+            }
         }
     }
 }
@@ -219,7 +223,9 @@ impl Task for DetachVolume {
                 set_disk(app, attachment, Some(&exported.disk)).await?;
                 match plugged(app, it.server, &it.volume_id, true).await {
                     Ok(true) | Err(Stop::Fail(_)) => Ok(()),
-                    Ok(false) => Err(Stop::Retry("the machine does not have the volume again yet".to_owned())),
+                    Ok(false) => {
+                        Err(Stop::Retry("the machine does not have the volume again yet".to_owned()))
+                    }
                     Err(retry) => Err(retry),
                 }
             }
@@ -235,4 +241,3 @@ impl Task for DetachVolume {
         Ok(())
     }
 }
-

@@ -27,7 +27,10 @@ async fn a_server_lives_from_create_to_delete() {
         let old = world.call_at("2.1", "GET", &format!("/servers/{id}"), None).await.json;
         assert_eq!(old["server"]["flavor"]["id"], "42");
         assert!(old["server"].get("description").is_none());
-        assert_eq!(world.cloud.call("other", "GET", &format!("/compute/v2.1/servers/{id}"), None).await.status, 404);
+        assert_eq!(
+            world.cloud.call("other", "GET", &format!("/compute/v2.1/servers/{id}"), None).await.status,
+            404
+        );
 
         for (action, status) in [
             (json!({"os-stop": null}), "SHUTOFF"),
@@ -40,13 +43,17 @@ async fn a_server_lives_from_create_to_delete() {
             assert_eq!(world.show(&id).await["status"], status, "{action}");
         }
         assert_eq!(world.has.lock().unwrap().servers.values().next().unwrap().0.reboots.count, 1);
-        let again = world.call("POST", &format!("/servers/{id}/action"), Some(json!({"os-start": null}))).await;
+        let again =
+            world.call("POST", &format!("/servers/{id}/action"), Some(json!({"os-start": null}))).await;
         assert_eq!(again.status, 409);
         assert!(again.json["conflictingRequest"]["message"].as_str().unwrap().contains("vm_state active"));
-        let log = world.call("POST", &format!("/servers/{id}/action"), Some(json!({"os-getConsoleOutput": {"length": 3}})));
-        assert!(log.await.json["output"].as_str().unwrap().starts_with("Some(3) lines"));
+        let read = json!({"os-getConsoleOutput": {"length": 3}});
+        let log = world.call("POST", &format!("/servers/{id}/action"), Some(read)).await;
+        assert!(log.json["output"].as_str().unwrap().starts_with("Some(3) lines"));
 
-        let made = world.call("POST", &format!("/servers/{id}/action"), Some(json!({"createImage": {"name": "copy"}}))).await;
+        let made = world
+            .call("POST", &format!("/servers/{id}/action"), Some(json!({"createImage": {"name": "copy"}})))
+            .await;
         assert_eq!(made.status, 202, "{made:?}");
         world.drain().await;
         let image = made.json["image_id"].as_str().unwrap();
@@ -59,8 +66,12 @@ async fn a_server_lives_from_create_to_delete() {
         assert_eq!(world.call("GET", "/servers?nonsense=1", None).await.status, 400);
 
         let actions = world.call("GET", &format!("/servers/{id}/os-instance-actions"), None).await;
-        let names: Vec<&str> = actions.json["instanceActions"].as_array().unwrap().iter()
-            .map(|it| it["action"].as_str().unwrap()).collect();
+        let names: Vec<&str> = actions.json["instanceActions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| it["action"].as_str().unwrap())
+            .collect();
         assert_eq!(names, ["createImage", "reboot", "unpause", "pause", "start", "stop", "create"]);
 
         assert_eq!(world.call("DELETE", &format!("/servers/{id}"), None).await.status, 204);
@@ -103,7 +114,10 @@ async fn what_cannot_be_is_refused_before_anything_is_made() {
     let shown = world.show(big.json["server"]["id"].as_str().unwrap()).await;
     assert_eq!(shown["status"], "ERROR");
     let why = shown["fault"]["message"].as_str().unwrap();
-    assert!(why.contains("No valid host was found. Host host-1: needs 8192 MB of memory, 7680 MB free"), "{why}");
+    assert!(
+        why.contains("No valid host was found. Host host-1: needs 8192 MB of memory, 7680 MB free"),
+        "{why}"
+    );
 
     let over = world.ask(&json!({"min_count": 30})).await;
     assert_eq!(over.status, 403);
@@ -142,8 +156,10 @@ async fn guests_read_who_they_are() {
     assert_eq!(made.status, 200, "{made:?}");
     let key = made.json["keypair"]["public_key"].as_str().unwrap().to_owned();
     assert!(made.json["keypair"]["private_key"].as_str().unwrap().contains("PRIVATE KEY"));
-    let asked = world.ask(&json!({"key_name": "k", "user_data": "IyEvYmluL3NoCg==", "metadata": {"a": "b"},
-        "config_drive": true, "name": "Big One"})).await;
+    let asked = world
+        .ask(&json!({"key_name": "k", "user_data": "IyEvYmluL3NoCg==", "metadata": {"a": "b"},
+        "config_drive": true, "name": "Big One"}))
+        .await;
     assert_eq!(asked.status, 202, "{asked:?}");
     world.drain().await;
     let server: ServerId = asked.json["server"]["id"].as_str().unwrap().parse().unwrap();
@@ -187,5 +203,8 @@ async fn interfaces_come_and_go() {
     assert_eq!(world.call("DELETE", &format!("{path}/{port}"), None).await.status, 202);
     world.drain().await;
     assert_eq!(nics(), 1);
-    assert_eq!(world.call("GET", &path, None).await.json["interfaceAttachments"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        world.call("GET", &path, None).await.json["interfaceAttachments"].as_array().unwrap().len(),
+        1
+    );
 }

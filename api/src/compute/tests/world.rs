@@ -19,7 +19,9 @@ use wire::host::{
     DescribeHost, EnsureServer, ForgetServer, HostFacts, ListServers, Observed, Power, PowerNow, ReadConsole,
 };
 use wire::ids::{DiskId, PortId, ServerId, SnapshotId};
-use wire::net::{EnsureNetwork, EnsureRouter, ForgetNetwork, ForgetRouter, ListWanted, NetworkState, PortRole, Wanted};
+use wire::net::{
+    EnsureNetwork, EnsureRouter, ForgetNetwork, ForgetRouter, ListWanted, NetworkState, PortRole, Wanted,
+};
 use wire::{MiB, Refused, RefusedKind};
 
 /// What the fake daemons have.
@@ -147,7 +149,9 @@ fn block(has: &Arc<Mutex<Has>>) -> Router {
         })
         .serve(|_: InspectImage| async move { Ok(ImageFacts { virtual_bytes: 900 << 20 }) })
         .serve(|_: ForgetBlob| async move { Ok(()) })
-        .serve(|_: ListPool| async move { Ok(Pool { total_bytes: 100 << 30, free_bytes: 90 << 30, ..Pool::default() }) })
+        .serve(|_: ListPool| async move {
+            Ok(Pool { total_bytes: 100 << 30, free_bytes: 90 << 30, ..Pool::default() })
+        })
 }
 
 fn net(has: &Arc<Mutex<Has>>) -> Router {
@@ -156,7 +160,8 @@ fn net(has: &Arc<Mutex<Has>>) -> Router {
         .serve(move |call: EnsureNetwork| {
             let has = has.clone();
             async move {
-                let guests = call.spec.ports.iter().filter(|port| matches!(port.role, PortRole::Server { .. }));
+                let guests =
+                    call.spec.ports.iter().filter(|port| matches!(port.role, PortRole::Server { .. }));
                 has.lock().unwrap().taps = guests.map(|port| port.id).collect();
                 let ready = call.spec.ports.iter().map(|port| port.id).collect();
                 Ok(NetworkState { generation: call.generation, ready, failed: Vec::new() })
@@ -184,7 +189,9 @@ impl World {
         let image = crate::image::inner::create_snapshot(&app, &demo, "guest", properties).await.unwrap();
         let source = DiskSource::Disk { disk: DiskId::new() };
         crate::image::inner::fill_from_disk(&app, &image, source).await.unwrap();
-        let made = cloud.call("demo", "POST", "/network/v2.0/networks", Some(json!({"network": {"name": "net"}}))).await;
+        let made = cloud
+            .call("demo", "POST", "/network/v2.0/networks", Some(json!({"network": {"name": "net"}})))
+            .await;
         let network = made.json["network"]["id"].as_str().unwrap().to_owned();
         let subnet = json!({"subnet": {"network_id": network, "cidr": "10.1.0.0/24", "ip_version": 4}});
         let made = cloud.call("demo", "POST", "/network/v2.0/subnets", Some(subnet)).await;

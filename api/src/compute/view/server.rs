@@ -90,7 +90,10 @@ pub fn host_id(it: &Server) -> String {
     let Some(host) = &it.host else { return String::new() };
     // Two halves with different beginnings: 56 hex digits, as nova's digest has.
     let half = |salt: &str| -> String {
-        Md5::digest(format!("{salt}{}{host}", it.project_id)).iter().map(|byte| format!("{byte:02x}")).collect()
+        Md5::digest(format!("{salt}{}{host}", it.project_id))
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     };
     let mut text = half("a") + &half("b");
     text.truncate(56);
@@ -186,8 +189,7 @@ pub fn detail(shown: &Shown, call: &Call<App>) -> Value {
         })
         .collect();
     if !it.body.nics.is_empty() {
-        out["security_groups"] =
-            it.body.security_groups.iter().map(|name| json!({"name": name})).collect();
+        out["security_groups"] = it.body.security_groups.iter().map(|name| json!({"name": name})).collect();
     }
     match (state.vm, state.status) {
         (_, "ACTIVE" | "BUILD" | "REBOOT" | "HARD_REBOOT") => {
