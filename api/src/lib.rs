@@ -33,12 +33,17 @@ use api_kit::Fault;
 use app::Shared;
 
 /// Calls that the other daemons make to `api`.
-fn internal_calls(_app: &Shared, router: base::rpc::Router) -> base::rpc::Router {
-    router
+fn internal_calls(app: &Shared, router: base::rpc::Router) -> base::rpc::Router {
+    let app = app.clone();
+    router.serve(move |call: wire::metadata::ReadMetadata| {
+        let app = app.clone();
+        async move { Ok(compute::inner::metadata(&app, call).await) }
+    })
 }
 
 /// What each service has on a new cloud.
 async fn bootstrap_services(app: &Shared, params: &bootstrap::Params) -> Result<(), Fault> {
+    compute::inner::bootstrap(app, params).await?;
     network::inner::bootstrap(app, params).await?;
     image::inner::bootstrap(app, params).await
 }

@@ -1,6 +1,6 @@
 //! Create: everything that can be known before the 202 is checked before it.
 
-use super::{device_name, quota};
+use super::{device_name, ours, quota};
 use crate::app::App;
 use crate::compute::micro;
 use crate::compute::neighbours::{image, network, volume};
@@ -338,7 +338,7 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
 
     let networks = networks(body)?;
     let requests: Vec<network::NetRequest> = networks.iter().map(net_request).collect();
-    network::check_requests(app, caller, &requests).await?;
+    network::check_requests(app, caller, &requests).await.map_err(ours)?;
 
     let key = match text(body, "key_name") {
         None => None,
@@ -409,7 +409,7 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
     if security_groups.is_empty() {
         security_groups.push("default".to_owned());
     }
-    network::security_groups(app, &project, &security_groups).await?;
+    network::security_groups(app, &project, &security_groups).await.map_err(ours)?;
     let name = text(body, "name").unwrap_or_default().trim();
     let reservation_id = format!("r-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
     let seed = |index: i64| -> Result<Server, Fault> {

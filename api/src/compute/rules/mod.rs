@@ -115,6 +115,13 @@ pub fn check(
     Ok(())
 }
 
+/// A neighbour's refusal in this service's shape: its own names for errors mean nothing to clients of compute.
+#[must_use]
+pub fn ours(mut fault: Fault) -> Fault {
+    fault.kind = "".into();
+    fault
+}
+
 /// The words for a subject whose task is live already.
 #[must_use]
 pub fn busy(error: StoreError, action: &str, id: ServerId) -> Fault {
