@@ -253,10 +253,8 @@ pub async fn config_drive(app: &App, server: &Server) -> Result<Vec<(String, Vec
         files.push((format!("openstack/latest/{name}"), content));
     }
     let mut ec2 = facts.ec2();
-    if let Some(map) = ec2.as_object_mut() {
-        if let Some(key) = &server.body.key {
-            map.insert("public-keys".to_owned(), json!({"0": {"openssh-key": key.public_key}}));
-        }
+    if let Some(key) = &server.body.key {
+        ec2["public-keys"] = json!({"0": {"openssh-key": key.public_key}});
     }
     files.push(("ec2/latest/meta-data.json".to_owned(), ec2.to_string().into_bytes()));
     if let Some(data) = facts.user_data() {

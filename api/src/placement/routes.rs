@@ -597,11 +597,11 @@ async fn show_allocations(call: Call<App>) -> Outcome {
         all.insert(uuid, json!({"generation": generation, "resources": resources}));
     }
     let mut body = json!({"allocations": all});
-    if call.version >= DICT {
-        if let Some((project, user)) = records::consumer(&call.app.store, consumer).await? {
-            body["project_id"] = json!(project);
-            body["user_id"] = json!(user);
-        }
+    if call.version >= DICT
+        && let Some((project, user)) = records::consumer(&call.app.store, consumer).await?
+    {
+        body["project_id"] = json!(project);
+        body["user_id"] = json!(user);
     }
     Ok(Reply::json(200, body))
 }
