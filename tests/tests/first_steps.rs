@@ -128,7 +128,7 @@ fn a_newcomer_gets_a_cloud_and_leaves_nothing_behind() {
     guest.wait("one", "SHUTOFF");
     demo.text("server start one").unwrap();
     guest.wait("one", "ACTIVE");
-    guest.ssh(&address, "touch /var/before-reboot && sync");
+    guest.ssh(&address, "sudo touch /var/before-reboot && sync");
     demo.text("server reboot --hard --wait one").unwrap();
     guest.ssh(&address, "test -e /var/before-reboot");
 
@@ -141,6 +141,9 @@ fn a_newcomer_gets_a_cloud_and_leaves_nothing_behind() {
     guest.ssh(&second, "test -e /var/before-reboot");
 
     // All gone, nothing left.
+    for floating in names(&demo.json("floating ip list").unwrap(), "ID") {
+        demo.text(&format!("floating ip delete {floating}")).unwrap();
+    }
     for command in [
         "server delete --wait one three",
         "volume delete data",
@@ -153,9 +156,6 @@ fn a_newcomer_gets_a_cloud_and_leaves_nothing_behind() {
         "keypair delete mine",
     ] {
         demo.text(command).unwrap_or_else(|error| panic!("{command}: {error}"));
-    }
-    for floating in names(&demo.json("floating ip list").unwrap(), "ID") {
-        demo.text(&format!("floating ip delete {floating}")).unwrap();
     }
     for list in ["server list", "volume list", "router list"] {
         let left = demo.json(list).unwrap();
