@@ -171,7 +171,7 @@ pub const FILES: &[(&str, u32, &str)] = &[
     (
         "etc/modules-load.d/ferrostack.conf",
         0o644,
-        "tun\nveth\nbridge\nnf_conntrack_bridge\nnf_tables\nnft_ct\nnft_nat\nvhost_net\n",
+        "tun\nveth\nbridge\nbr_netfilter\nnf_tables\nnft_ct\nnft_nat\nvhost_net\n",
     ),
     // Empty, not absent: an identity per start without the rituals of a first boot.
     ("etc/machine-id", 0o444, ""),
