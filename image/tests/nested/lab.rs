@@ -126,6 +126,13 @@ impl Lab {
         ran.output
     }
 
+    /// Whether the machine still reacts: an answer to this or to an earlier script.
+    fn answers(&mut self) -> bool {
+        let line = format!("10 {}\n", hex(b"true"));
+        self.stream.get_mut().write_all(line.as_bytes()).is_ok()
+            && self.read_line(Instant::now() + Duration::from_secs(45)).is_ok()
+    }
+
     /// The last part of what the serial console printed.
     pub fn console(&self) -> String {
         let bytes = std::fs::read(&self.console).unwrap_or_default();
@@ -177,19 +184,42 @@ fn binaries() -> PathBuf {
     )
 }
 
+/// Folder for what is fetched or built once: FERRO_CACHE, as the `ferro` script has it.
+pub fn cache() -> PathBuf {
+    std::env::var_os("FERRO_CACHE").map_or_else(|| PathBuf::from("/var/cache/ferrostack"), PathBuf::from)
+}
+
 fn packages() -> PathBuf {
-    std::env::var_os("FERRO_CACHE")
-        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).to_path_buf(), PathBuf::from)
-        .join("packages")
+    cache().join("packages")
+}
+
+/// The folder of the guest image, built when needed.
+pub fn guest() -> PathBuf {
+    let dir = cache().join("guest");
+    image::guest::build(&dir, &dir.join("packages")).expect("the guest image builds");
+    dir
+}
+
+/// Runs `flow` in a fresh appliance. When it fails because the emulated machine as a whole hangs (emulation of nested
+/// virtualisation does, rarely, on a busy machine), it gets one more machine; any other failure is the test's.
+pub fn with_lab(seen: &[(&str, &Path)], drive: &Path, flow: impl Fn(&mut Lab)) {
+    let mut lab = Lab::start(seen, drive);
+    let Err(failure) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| flow(&mut lab))) else {
+        return;
+    };
+    if lab.answers() {
+        std::panic::resume_unwind(failure);
+    }
+    println!("the emulated machine hangs; once more. Its console:\n{}", lab.console());
+    drop(lab);
+    flow(&mut Lab::start(seen, drive));
 }
 
 /// The appliance, built from today's programs.
 fn image() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("appliance");
     let (file, cache) = (dir.join("ferrostack.img"), packages());
-    let guest = dir.join("guest");
-    image::guest::build(&guest, &cache).expect("the guest image builds");
-    let guest = guest.join("guest.qcow2");
+    let guest = guest().join("guest.qcow2");
     let source = image::appliance::Source { binaries: &binaries(), guest: Some(&guest), cache: &cache };
     image::appliance::build(&file, &source).expect("the appliance builds");
     file

@@ -7,7 +7,7 @@ mod lab;
 use cloud::Cloud;
 use lab::Lab;
 use serde_json::json;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SHORT: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(240);
@@ -53,15 +53,15 @@ fn over_ssh(lab: &mut Lab, key: &str, address: &str, script: &str, limit: Durati
         ),
         // The mark tells what the script said from a connection that failed.
         "grep -q ^status /run/out && break; sleep 1; done".to_owned(),
-        "sed '/^status /d' /run/out; grep -qx 'status 0' /run/out && exit 0; cat /run/err; exit 1".to_owned(),
+        "sed '/^status /d' /run/out; grep -qx 'status 0' /run/out && exit 0; cat /run/err".to_owned(),
+        "tail -n 40 /var/lib/ferrostack/guests/*/console.log; exit 1".to_owned(),
     ];
     lab.ok(&lines.join("\n"), limit)
 }
 
 #[test]
 fn the_appliance_runs_guests_on_real_kvm() {
-    let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
-    image::guest::build(&out, &out.join("packages")).expect("the guest image builds");
+    let out = lab::guest();
     let (kernel, initrd) = (out.join("guest.vmlinuz"), out.join("guest.initrd"));
     let command_line = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("command-line");
     std::fs::write(&command_line, image::guest::command_line()).expect("write");
@@ -104,17 +104,31 @@ fn the_appliance_runs_guests_on_real_kvm() {
 }
 
 #[test]
-#[ignore = "needs every service of the API; run with --run-ignored"]
 fn a_server_lives_through_restarts_of_every_daemon() {
-    let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
-    image::guest::build(&out, &out.join("packages")).expect("the guest image builds");
-    let mut lab = Lab::start(&[], &out.join("guest.raw"));
-    lab.ok("for i in $(seq 200); do systemctl is-active ferro-api && exit 0; sleep 1; done; systemctl status 'ferro-*'; exit 1", LONG);
+    lab::with_lab(&[], &lab::guest().join("guest.raw"), server_flow);
+}
+
+/// Says how far the flow is and when, for the log of a failed or slow run.
+fn step(since: Instant, what: &str) {
+    println!("{:>4} s: {what}", since.elapsed().as_secs());
+}
+
+fn server_flow(lab: &mut Lab) {
+    let since = Instant::now();
+    lab.ok(
+        "for i in $(seq 200); do [ $(systemctl is-active ferro-{blockd,netd,hostd,api} | grep -cx active) = 4 ] && exit 0; sleep 1; done; \
+         journalctl -b --no-pager -u 'ferro-*' | tail -n 60; exit 1",
+        LONG,
+    );
+    step(since, "the daemons are active");
     let clouds = lab.ok("cat /var/lib/ferrostack/db/clouds.yaml", SHORT);
     let mut cloud = Cloud::log_in(lab.https, &clouds, "ferrostack-demo", LONG);
+    step(since, "logged in");
 
-    let public_key = lab
-        .ok("dropbearkey -t ed25519 -f /run/key >/dev/null; dropbearkey -y -f /run/key | grep ^ssh-", SHORT);
+    let public_key = lab.ok(
+        "dropbearkey -t ed25519 -f /run/key >/dev/null 2>&1; dropbearkey -y -f /run/key | grep ^ssh-",
+        SHORT,
+    );
     cloud.post(
         "compute/v2.1/os-keypairs",
         &json!({"keypair": {"name": "k", "public_key": public_key.trim()}}),
@@ -131,14 +145,16 @@ fn a_server_lives_through_restarts_of_every_daemon() {
     );
     let server = server["server"]["id"].as_str().expect("an id").to_owned();
     cloud.wait(&format!("compute/v2.1/servers/{server}"), "/server/status", "ACTIVE", LONG);
+    step(since, "the server is active");
     let port = cloud.first(&format!("network/v2.0/ports?device_id={server}"), "/ports/0/id");
     let floating = cloud.post(
         "network/v2.0/floatingips",
         &json!({"floatingip": {"floating_network_id": public, "port_id": port}}),
     );
     let address = floating["floatingip"]["floating_ip_address"].as_str().expect("an address").to_owned();
-    assert_eq!(over_ssh(&mut lab, "/run/key", &address, "hostname", LONG).trim(), "inner");
-    let boot = over_ssh(&mut lab, "/run/key", &address, "cat /proc/sys/kernel/random/boot_id", LONG);
+    assert_eq!(over_ssh(lab, "/run/key", &address, "hostname", LONG).trim(), "inner");
+    step(since, "logged in to the server by its floating IP");
+    let boot = over_ssh(lab, "/run/key", &address, "cat /proc/sys/kernel/random/boot_id", LONG);
 
     let project = cloud.project.clone();
     let volume =
@@ -152,25 +168,26 @@ fn a_server_lives_through_restarts_of_every_daemon() {
     );
     cloud.wait(&shown, "/volume/status", "in-use", LONG);
     over_ssh(
-        &mut lab,
+        lab,
         "/run/key",
         &address,
         "sudo mkfs.ext4 -q /dev/vdb && sudo mount /dev/vdb /mnt && echo kept | sudo tee /mnt/f && sync",
         LONG,
     );
 
+    step(since, "a volume is attached, formatted and written to");
     for daemon in ["api", "netd", "blockd", "hostd"] {
         lab.ok(&format!("systemctl restart ferro-{daemon}"), LONG);
         cloud.wait(&format!("compute/v2.1/servers/{server}"), "/server/status", "ACTIVE", LONG);
-        let now =
-            over_ssh(&mut lab, "/run/key", &address, "cat /proc/sys/kernel/random/boot_id /mnt/f", LONG);
+        let now = over_ssh(lab, "/run/key", &address, "cat /proc/sys/kernel/random/boot_id /mnt/f", LONG);
         assert!(
             now.starts_with(&boot) && now.contains("kept"),
             "the guest lived through a restart of {daemon}: {now}"
         );
+        step(since, &format!("alive after a restart of {daemon}"));
     }
 
-    over_ssh(&mut lab, "/run/key", &address, "sudo umount /mnt", LONG);
+    over_ssh(lab, "/run/key", &address, "sudo umount /mnt", LONG);
     cloud.delete(&format!("compute/v2.1/servers/{server}/os-volume_attachments/{volume}"));
     cloud.wait(&shown, "/volume/status", "available", LONG);
     cloud.delete(&format!("compute/v2.1/servers/{server}"));
