@@ -17,12 +17,12 @@ pub(super) const LIST: ListSpec = ListSpec {
     table: "image_images",
     key: "id",
     filters: &[
-        Filter::new("name", "name", Match::Text),
-        Filter::new("status", "status", Match::Text),
+        Filter::new("name", "name", Match::Handler),
+        Filter::new("status", "status", Match::Handler),
         Filter::new("owner", "owner", Match::Text),
-        Filter::new("disk_format", "disk_format", Match::Text),
-        Filter::new("container_format", "container_format", Match::Text),
-        Filter::new("id", "id", Match::Text),
+        Filter::new("disk_format", "disk_format", Match::Handler),
+        Filter::new("container_format", "container_format", Match::Handler),
+        Filter::new("id", "id", Match::Handler),
         Filter::new("checksum", "checksum", Match::Text),
         Filter::new("protected", "protected", Match::Truth),
         Filter::new("min_disk", "min_disk", Match::Int),
@@ -78,6 +78,11 @@ pub(super) async fn list(call: Call<App>) -> Outcome {
     }
     let hidden = call.query.truth("os_hidden")?.unwrap_or(false);
     select.and("os_hidden = ?", [hidden.into()]);
+    for name in ["name", "status", "disk_format", "container_format", "id"] {
+        for text in call.query.all(name) {
+            select.and_in(name, any_of(text)?.into_iter().map(Into::into));
+        }
+    }
     for tag in call.query.all("tag") {
         select.and("id IN (SELECT image_id FROM image_tags WHERE tag = ?)", [tag.into()]);
     }
@@ -114,6 +119,25 @@ fn link(call: &Call<App>, marker: Option<&str>) -> String {
     }
     let query = query.finish();
     if query.is_empty() { "/v2/images".to_owned() } else { format!("/v2/images?{query}") }
+}
+
+/// The values of `VALUE` or `in:VALUE,"VALUE, with a comma",...`.
+fn any_of(text: &str) -> Result<Vec<String>, Fault> {
+    let Some(mut rest) = text.strip_prefix("in:") else { return Ok(vec![text.to_owned()]) };
+    let bad = || Fault::bad_request(format!("The filter '{text}' has a quote that is not closed or text after one"));
+    let mut values = Vec::new();
+    loop {
+        let (value, after) = match rest.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"').ok_or_else(bad)?,
+            None => rest.split_at(rest.find(',').unwrap_or(rest.len())),
+        };
+        values.push(value.to_owned());
+        rest = match after.strip_prefix(',') {
+            Some(next) => next,
+            None if after.is_empty() => return Ok(values),
+            None => return Err(bad()),
+        };
+    }
 }
 
 /// `gt:2026-01-01T00:00:00Z` and its kin.
@@ -372,4 +396,17 @@ async fn tag(call: Call<App>, add: bool) -> Outcome {
     let changed = &changed;
     call.app.store.tx(|tx| async move { records::update(&tx, changed).await }).await?;
     Ok(Reply::empty(204))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::any_of;
+
+    #[test]
+    fn several_values_are_told_apart() {
+        assert_eq!(any_of("a,b").unwrap(), ["a,b"]);
+        assert_eq!(any_of("in:a,b").unwrap(), ["a", "b"]);
+        assert_eq!(any_of(r#"in:"a,b",c"#).unwrap(), ["a,b", "c"]);
+        assert!(any_of(r#"in:"a"#).is_err() && any_of(r#"in:"a"b"#).is_err());
+    }
 }
