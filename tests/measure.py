@@ -54,7 +54,7 @@ def times(count, action):
 def resident(data):
     total, parts = 0, []
     for name in ("api", "hostd", "netd", "blockd"):
-        pid = open(f"{data}/run/{name}.pid").read().strip()
+        pid = open(f"{data}/pids/{name}").read().strip()
         kib = int(re.search(r"^Pss:\s+(\d+)", open(f"/proc/{pid}/smaps_rollup").read(), re.M).group(1))
         total += kib
         parts.append(f"{name} {kib / 1024:.1f}")

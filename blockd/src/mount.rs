@@ -5,6 +5,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::chown;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use wire::Refused;
@@ -53,6 +54,9 @@ pub fn mount(arguments: &MountArguments) -> Result<(), Refused> {
     if !arguments.file.exists() {
         format_new(&arguments.file, size)?;
     }
+    // Every tenant's bytes are in it.
+    fs::set_permissions(&arguments.file, fs::Permissions::from_mode(0o600))
+        .map_err(|error| failed("close the pool's file to others", &error))?;
     let have = fs::metadata(&arguments.file).map_err(|error| failed("read the pool's file", &error))?.len();
     if have < size {
         let grown = OpenOptions::new().write(true).open(&arguments.file).and_then(|file| file.set_len(size));
@@ -123,7 +127,7 @@ fn format_new(file: &Path, size: u64) -> Result<(), Refused> {
         if let Some(parent) = file.parent() {
             fs::create_dir_all(parent)?;
         }
-        let made = OpenOptions::new().write(true).create(true).truncate(true).open(&new)?;
+        let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         made.set_len(size)
     };
     make().map_err(|error| {

@@ -92,7 +92,7 @@ impl Instance {
     /// # Errors
     /// When there is none.
     pub fn pid(&self, daemon: &str) -> Result<i32, String> {
-        let file = self.data.join("run").join(format!("{daemon}.pid"));
+        let file = self.data.join("pids").join(daemon);
         let text = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
         text.trim().parse().map_err(|error| format!("{}: {error}", file.display()))
     }

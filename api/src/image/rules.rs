@@ -124,7 +124,9 @@ fn link(call: &Call<App>, marker: Option<&str>) -> String {
 /// The values of `VALUE` or `in:VALUE,"VALUE, with a comma",...`.
 fn any_of(text: &str) -> Result<Vec<String>, Fault> {
     let Some(mut rest) = text.strip_prefix("in:") else { return Ok(vec![text.to_owned()]) };
-    let bad = || Fault::bad_request(format!("The filter '{text}' has a quote that is not closed or text after one"));
+    let bad = || {
+        Fault::bad_request(format!("The filter '{text}' has a quote that is not closed or text after one"))
+    };
     let mut values = Vec::new();
     loop {
         let (value, after) = match rest.strip_prefix('"') {

@@ -80,7 +80,11 @@ impl Hypervisor for Vmm {
             let machine = VmmMachine::new(seat, process, self.resources.clone());
             let ready = async {
                 match machine.status().await?.life {
-                    Life::Ended(end) => Err(Refused::internal(end.detail)),
+                    Life::Ended(end) => match end.how {
+                        How::NotStarted | How::Failed => Err(Refused::internal(end.detail)),
+                        // It did start; its guest was quicker than the question. The driver learns of it as of any end.
+                        How::PowerOff | How::Reset | How::TripleFault | How::Stopped => Ok(()),
+                    },
                     Life::Running if paused => machine.control(Control::Pause).await,
                     Life::Running | Life::Paused => Ok(()),
                 }
