@@ -35,12 +35,15 @@ pub async fn settle(app: &App) -> Result<(), Fault> {
     let busy: BTreeSet<String> =
         Tasks::live_of(&app.store, &subjects).await?.into_iter().map(|task| task.subject).collect();
     let known: BTreeMap<ServerId, &Observed> = listed.iter().map(|it| (it.id, it)).collect();
+    // One server's trouble is not the others': the round goes on and reports the first one at its end.
+    let mut trouble = Ok(());
     for row in rows.iter().filter(|row| !busy.contains(&tasks::subject(row.id))) {
-        match row.lifecycle {
-            Lifecycle::Ready => ready(app, row, known.get(&row.id).copied()).await?,
-            Lifecycle::Deleting if row.updated_at < ago(DELETE_AGAIN_SECS) => delete_again(app, row).await?,
-            Lifecycle::Deleting | Lifecycle::Building | Lifecycle::Failed => (),
-        }
+        let done = match row.lifecycle {
+            Lifecycle::Ready => ready(app, row, known.get(&row.id).copied()).await,
+            Lifecycle::Deleting if row.updated_at < ago(DELETE_AGAIN_SECS) => delete_again(app, row).await,
+            Lifecycle::Deleting | Lifecycle::Building | Lifecycle::Failed => Ok(()),
+        };
+        trouble = trouble.and(done);
     }
     let ours: BTreeSet<ServerId> = rows.iter().map(|row| row.id).collect();
     for id in known.keys().filter(|id| !ours.contains(id)) {
@@ -50,7 +53,8 @@ pub async fn settle(app: &App) -> Result<(), Fault> {
             app.host.call(&ForgetServer { id: *id }).await?;
         }
     }
-    attach::forget_reservations(app, &ago(FORGOTTEN_SECS)).await
+    attach::forget_reservations(app, &ago(FORGOTTEN_SECS)).await?;
+    trouble
 }
 
 async fn delete_again(app: &App, row: &Server) -> Result<(), Fault> {
