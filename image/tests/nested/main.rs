@@ -171,17 +171,29 @@ fn server_flow(lab: &mut Lab) {
         lab,
         "/run/key",
         &address,
-        "sudo mkfs.ext4 -q /dev/vdb && sudo mount /dev/vdb /mnt && echo kept | sudo tee /mnt/f && sync",
+        "sudo mkfs.ext4 -q /dev/vdb && sudo mount /dev/vdb /mnt && echo kept | sudo tee /mnt/f && sync && echo marked >/tmp/marker",
         LONG,
     );
 
     step(since, "a volume is attached, formatted and written to");
     for daemon in ["api", "netd", "blockd", "hostd"] {
-        lab.ok(&format!("systemctl restart ferro-{daemon}"), LONG);
+        lab.ok(
+            &format!(
+                "old=$(systemctl show -P MainPID ferro-{daemon}); systemctl restart ferro-{daemon} && \
+                 [ $old != $(systemctl show -P MainPID ferro-{daemon}) ]"
+            ),
+            LONG,
+        );
         cloud.wait(&format!("compute/v2.1/servers/{server}"), "/server/status", "ACTIVE", LONG);
-        let now = over_ssh(lab, "/run/key", &address, "cat /proc/sys/kernel/random/boot_id /mnt/f", LONG);
+        let now = over_ssh(
+            lab,
+            "/run/key",
+            &address,
+            "cat /proc/sys/kernel/random/boot_id /mnt/f /tmp/marker",
+            LONG,
+        );
         assert!(
-            now.starts_with(&boot) && now.contains("kept"),
+            now.starts_with(&boot) && now.contains("kept") && now.contains("marked"),
             "the guest lived through a restart of {daemon}: {now}"
         );
         step(since, &format!("alive after a restart of {daemon}"));
@@ -190,10 +202,25 @@ fn server_flow(lab: &mut Lab) {
     over_ssh(lab, "/run/key", &address, "sudo umount /mnt", LONG);
     cloud.delete(&format!("compute/v2.1/servers/{server}/os-volume_attachments/{volume}"));
     cloud.wait(&shown, "/volume/status", "available", LONG);
+    step(since, "the volume is detached");
+    // The check at the end can only mean something when it finds the server now.
+    lab.ok("pgrep -f ^ferrostack-guest && ls /run/ferrostack/servers | grep .", SHORT);
     cloud.delete(&format!("compute/v2.1/servers/{server}"));
     cloud.wait_gone(&format!("compute/v2.1/servers/{server}"), LONG);
+    let floating = floating["floatingip"]["id"].as_str().expect("an id");
+    cloud.delete(&format!("network/v2.0/floatingips/{floating}"));
+    cloud.delete(&shown);
+    cloud.wait_gone(&shown, LONG);
     lab.ok(
-        "for i in $(seq 50); do pgrep -f 'vmm serve' >/dev/null || exit 0; sleep 0.2; done; exit 1",
+        "for i in $(seq 100); do
+            left=$(pgrep -af ^ferrostack-guest; ls -A /run/ferrostack/servers /var/lib/ferrostack/guests/servers | grep -v -e ':$' -e '^$')
+            [ -z \"$left\" ] && exit 0
+            sleep 0.2
+        done; echo \"left: $left\"; exit 1",
         SHORT,
     );
+    // Restarted by this test only: none of them died by itself.
+    let restarts = lab.ok("systemctl show -P NRestarts ferro-{api,netd,blockd,hostd}", SHORT);
+    assert_eq!(restarts.split_whitespace().collect::<Vec<_>>(), ["0"; 4], "a daemon died by itself");
+    step(since, "nothing is left");
 }
