@@ -229,6 +229,10 @@ fn entries(map: &Map<String, Value>) -> String {
 pub async fn read(app: &App, request: &ReadMetadata) -> MetadataReply {
     let id: ServerId = request.server;
     let facts = match servers::get(&app.store, id).await {
+        // User data holds secrets: only the server's own interfaces are proof that it is the server who asks.
+        Ok(Some(server)) if server.body.nics.iter().all(|nic| nic.spec.port != request.port) => {
+            return reply(404, "text/plain", b"404 Not Found".to_vec());
+        }
         Ok(Some(server)) => Facts::of(app, server).await,
         Ok(None) => return reply(404, "text/plain", b"404 Not Found".to_vec()),
         Err(error) => Err(error.into()),

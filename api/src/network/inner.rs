@@ -302,8 +302,8 @@ fn label(name: &str) -> String {
 async fn ports_of(query: &impl Query, device: &str) -> Result<Vec<Port>, StoreError> {
     let mut select = Where::new(Port::SELECT);
     select.and("device_id = ?", [device.into()]);
-    select.and("device_owner LIKE 'compute:%'", []);
     let mut ports: Vec<Port> = all(query, select).await?;
+    ports.retain(|port| port.server().is_some());
     ports.sort_by_key(|port| port.request);
     Ok(ports)
 }
@@ -475,7 +475,6 @@ pub async fn of_servers(
 ) -> Result<HashMap<ServerId, Vec<ServerPort>>, Fault> {
     let mut select = Where::new(Port::SELECT);
     select.and_in("device_id", servers.iter().map(|server| (*server).into()));
-    select.and("device_owner LIKE 'compute:%'", []);
     let mut ports: Vec<Port> = all(&app.store, select).await?;
     ports.sort_by_key(|port| port.request);
     let mut select = Where::new(Network::SELECT);
@@ -486,10 +485,9 @@ pub async fn of_servers(
     let floating: Vec<Floating> = all(&app.store, select).await?;
     let mut out: HashMap<ServerId, Vec<ServerPort>> = HashMap::new();
     for port in ports {
-        let (Ok(server), Some(network)) = (
-            port.device_id.parse::<ServerId>(),
-            networks.iter().find(|network| network.common.id == port.network_id),
-        ) else {
+        let (Some(server), Some(network)) =
+            (port.server(), networks.iter().find(|network| network.common.id == port.network_id))
+        else {
             continue;
         };
         let mine = floating.iter().filter(|item| item.port_id.as_ref() == Some(&port.common.id));

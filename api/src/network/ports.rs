@@ -112,7 +112,7 @@ impl Resource for Port {
 
     async fn create(tx: &Tx, caller: &Caller, project: &str, body: &Attributes) -> Result<Self, Fault> {
         let network: Network = visible(tx, caller, text(body, "network_id").unwrap_or_default()).await?;
-        let owns = caller.is_admin || Some(&network.common.project_id) == caller.project_id.as_ref();
+        let owns = owns(caller, &network);
         if !owns && !network.shared {
             return Err(
                 Fault::forbidden("(rule:create_port) is disallowed by policy").kind("PolicyNotAuthorized")
@@ -159,6 +159,9 @@ impl Resource for Port {
             }
         }
         if let Some(asked) = asked(body) {
+            if !owns(caller, &network) {
+                admin_only(caller, "update_port:fixed_ips")?;
+            }
             let before = std::mem::take(&mut self.fixed_ips);
             self.fixed_ips = fixed_ips(tx, &network, Some(asked), &before).await?;
             for floating in by::<Floating>(tx, "port_id = ?", &self.common.id).await? {
@@ -209,6 +212,11 @@ async fn release(tx: &Tx, mut floating: Floating) -> Result<(), Fault> {
     Ok(save(tx, &floating).await?)
 }
 
+/// Whether the caller speaks for the network, not only for a port on it.
+fn owns(caller: &Caller, network: &Network) -> bool {
+    caller.is_admin || Some(&network.common.project_id) == caller.project_id.as_ref()
+}
+
 fn shown(range: &IpNet) -> String {
     if range.prefix_len() == range.max_prefix_len() { range.addr().to_string() } else { range.to_string() }
 }
@@ -222,7 +230,7 @@ impl Port {
         body: &Attributes,
         rule: &str,
     ) -> Result<(), Fault> {
-        let owns = caller.is_admin || Some(&network.common.project_id) == caller.project_id.as_ref();
+        let owns = owns(caller, network);
         if let Some(name) = text(body, "name") {
             name.clone_into(&mut self.common.name);
         }
@@ -230,15 +238,7 @@ impl Port {
             description.clone_into(&mut self.common.description);
         }
         self.admin_state_up = truth(body, "admin_state_up").unwrap_or(self.admin_state_up);
-        if let Some(device) = text(body, "device_id") {
-            device.clone_into(&mut self.device_id);
-        }
-        if let Some(owner) = text(body, "device_owner").filter(|owner| *owner != self.device_owner) {
-            if owner.starts_with("network:") {
-                admin_only(caller, &format!("{rule}:device_owner"))?;
-            }
-            owner.clone_into(&mut self.device_owner);
-        }
+        self.plug(caller, body, rule)?;
         if let Some(host) = text(body, "binding:host_id") {
             admin_only(caller, &format!("{rule}:binding:host_id"))?;
             host.clone_into(&mut self.host);
@@ -269,6 +269,11 @@ impl Port {
             self.security_groups = unique;
         }
         if let Some(pairs) = body.get("allowed_address_pairs").and_then(Value::as_array) {
+            // Pairs let a guest speak for its neighbours: that is for the network's owner to grant.
+            let none = pairs.is_empty() && self.allowed_pairs.is_empty();
+            if !owns && !none {
+                admin_only(caller, &format!("{rule}:allowed_address_pairs"))?;
+            }
             if pairs.len() > 10 {
                 return Err(bad(
                     "AllowedAddressPairExhausted",
@@ -294,6 +299,44 @@ impl Port {
                 }
                 self.allowed_pairs.push(pair);
             }
+        }
+        Ok(())
+    }
+
+    /// Takes `device_id` and `device_owner` of a request. They decide which router or server the port is part of, so
+    /// only an administrator may change them on a port of the service's own, or on one that a server has.
+    fn plug(&mut self, caller: &Caller, body: &Attributes, rule: &str) -> Result<(), Fault> {
+        let device = text(body, "device_id").filter(|device| *device != self.device_id);
+        let owner = text(body, "device_owner").filter(|owner| *owner != self.device_owner);
+        if owner.is_some_and(|owner| owner.starts_with("network:")) {
+            admin_only(caller, &format!("{rule}:device_owner"))?;
+        }
+        if !caller.is_admin && (device.is_some() || owner.is_some()) {
+            let id = &self.common.id;
+            if self.device_owner.starts_with("network:") {
+                return Err(conflict(
+                    "ServicePortInUse",
+                    format!(
+                        "Port {id} cannot be updated directly via the port API: has device owner {}.",
+                        self.device_owner
+                    ),
+                ));
+            }
+            if self.request.is_some() || !self.host.is_empty() {
+                return Err(conflict(
+                    "PortInUse",
+                    format!(
+                        "Unable to complete operation on port {id} for network {}. Port already has an attached device {}.",
+                        self.network_id, self.device_id
+                    ),
+                ));
+            }
+        }
+        if let Some(device) = device {
+            device.clone_into(&mut self.device_id);
+        }
+        if let Some(owner) = owner {
+            owner.clone_into(&mut self.device_owner);
         }
         Ok(())
     }

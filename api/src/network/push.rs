@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use wire::ids::{NetworkId, PortId, RouterId, ServerId};
+use wire::ids::{NetworkId, PortId, RouterId};
 use wire::net::{
     Direction, EnsureNetwork, EnsureRouter, FilterRule, FloatingSpec, ForgetNetwork, ForgetRouter,
     ListWanted, NetworkSpec, NetworkState, PortRole, PortSpec, RouterGateway, RouterLeg, RouterSpec,
@@ -69,9 +69,9 @@ async fn network_spec(tx: &Tx, network_id: &str) -> Result<Option<EnsureNetwork>
             INTERFACE | GATEWAY => PortRole::Router,
             // A tap is made for who is bound to a host.
             _ if port.host.is_empty() => continue,
-            _ => match port.device_id.parse() {
-                Ok(server) => PortRole::Server { server: ServerId(server) },
-                Err(_) => continue,
+            _ => match port.server() {
+                Some(server) => PortRole::Server { server },
+                None => continue,
             },
         };
         let server = matches!(role, PortRole::Server { .. });
@@ -183,7 +183,7 @@ async fn leg(tx: &Tx, port: &Port) -> Result<Option<RouterLeg>, StoreError> {
 async fn router_spec(tx: &Tx, router_id: &str) -> Result<Option<EnsureRouter>, Fault> {
     let Some(router) = find::<Router>(tx, router_id).await? else { return Ok(None) };
     let mut interfaces = Vec::new();
-    for port in device_ports(tx, router_id, INTERFACE).await? {
+    for port in device_ports(tx, &router, INTERFACE).await? {
         interfaces.extend(leg(tx, &port).await?);
     }
     let mut gateway = None;

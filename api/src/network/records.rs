@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
-use wire::ids::Mac;
+use wire::ids::{Mac, ServerId};
 
 /// What every resource has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -239,6 +239,16 @@ pub struct Port {
     /// Whether it was there before the server that has it.
     pub preexisting: bool,
 }
+impl Port {
+    /// The server that compute has bound it to. `device_id` alone is no proof, since tenants write it; `request` is
+    /// compute's only, and while it is there tenants cannot change `device_id`.
+    #[must_use]
+    pub fn server(&self) -> Option<ServerId> {
+        self.request?;
+        self.device_id.parse().ok().filter(|_| !self.device_owner.starts_with("network:"))
+    }
+}
+
 record!(Port, "network_ports", "name, network_id, mac, admin_state_up, device_id, device_owner, status, host", "$7, $8, $9, $10, $11, $12, $13, $14, $15",
     "name = excluded.name, mac = excluded.mac, admin_state_up = excluded.admin_state_up, device_id = excluded.device_id, device_owner = excluded.device_owner, status = excluded.status, host = excluded.host",
     this => [&this.common.name, &this.network_id, this.mac.to_string(), this.admin_state_up, &this.device_id, &this.device_owner, &this.status, &this.host]);

@@ -67,14 +67,17 @@ static FLOATINGS: ListSpec = ListSpec {
     zero_is_all: true,
 };
 
-/// Ports that belong to a device, of one kind.
+/// Ports that are legs of a router, of one kind. What another project's port says of itself does not make it one: legs
+/// inside belong to the router's project, those outside to nobody.
 ///
 /// # Errors
 /// When the store does not answer.
-pub async fn device_ports(query: &impl Query, device: &str, owner: &str) -> Result<Vec<Port>, Fault> {
+pub async fn device_ports(query: &impl Query, router: &Router, owner: &str) -> Result<Vec<Port>, Fault> {
+    let project = if owner == GATEWAY { "" } else { router.common.project_id.as_str() };
     let mut select = Where::new(Port::SELECT);
-    select.and("device_id = ?", [device.into()]);
+    select.and("device_id = ?", [(&router.common.id).into()]);
     select.and("device_owner = ?", [owner.into()]);
+    select.and("project_id = ?", [project.into()]);
     select.end("ORDER BY created_at, id", []);
     Ok(all(query, select).await?)
 }
@@ -134,7 +137,7 @@ impl Resource for Router {
     }
 
     async fn remove(mut self, tx: &Tx) -> Result<(), Fault> {
-        if !device_ports(tx, &self.common.id, INTERFACE).await?.is_empty() {
+        if !device_ports(tx, &self, INTERFACE).await?.is_empty() {
             return Err(conflict("RouterInUse", format!("Router {} still has ports", self.common.id)));
         }
         self.clear_gateway(tx).await?;
@@ -184,8 +187,8 @@ impl Router {
 
     /// The subnets that the router has a leg in.
     async fn subnets(&self, query: &impl Query) -> Result<Vec<Subnet>, Fault> {
-        let mut ports = device_ports(query, &self.common.id, INTERFACE).await?;
-        ports.extend(device_ports(query, &self.common.id, GATEWAY).await?);
+        let mut ports = device_ports(query, self, INTERFACE).await?;
+        ports.extend(device_ports(query, self, GATEWAY).await?);
         let mut subnets = Vec::new();
         for (id, _) in ports.iter().flat_map(|port| &port.fixed_ips) {
             subnets.extend(find::<Subnet>(query, id).await?);
@@ -333,6 +336,13 @@ async fn attach(call: &Call<App>, tx: &Tx) -> Result<Value, Fault> {
         }
         (Some(id), None) => {
             let mut port: Port = visible(tx, &call.caller, id).await?;
+            // An administrator sees all ports, but a leg belongs to its router's project.
+            if port.common.project_id != router.common.project_id {
+                return Err(bad(
+                    "BadRequest",
+                    format!("Bad router request: Port {id} belongs to another project than the router."),
+                ));
+            }
             if !port.device_id.is_empty() && port.device_id != router.common.id {
                 return Err(conflict(
                     "PortInUse",
@@ -402,7 +412,7 @@ async fn detach(call: &Call<App>, tx: &Tx) -> Result<Value, Fault> {
     if asked("port_id").is_none() && asked("subnet_id").is_none() {
         return Err(bad("BadRequest", "Bad router request: Either subnet_id or port_id must be specified."));
     }
-    let ports = device_ports(tx, &router.common.id, INTERFACE).await?;
+    let ports = device_ports(tx, &router, INTERFACE).await?;
     let port = ports.into_iter().find(|port| {
         asked("port_id").is_none_or(|id| id == port.common.id)
             && asked("subnet_id").is_none_or(|id| port.fixed_ips.iter().any(|(subnet, _)| subnet == id))
@@ -612,7 +622,8 @@ impl Floating {
         for leg in all::<Port>(tx, select).await? {
             let router: Option<Router> = find(tx, &leg.device_id).await?;
             let fits = |router: &Router| {
-                router.gateway.as_ref().is_some_and(|gateway| gateway.network_id == self.network_id)
+                router.common.project_id == leg.common.project_id
+                    && router.gateway.as_ref().is_some_and(|gateway| gateway.network_id == self.network_id)
             };
             if let Some(router) = router.filter(fits) {
                 return Ok(Some(router.common.id));

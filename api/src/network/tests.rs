@@ -1,6 +1,7 @@
 //! The service over a store, with a `netd` that keeps generations as the real one does.
 
 use super::inner::{self, NetRequest};
+use super::records::{Port, find, save_port};
 use crate::testing::{Answer, Cloud, DEMO_PROJECT, OTHER_PROJECT};
 use base::rpc::Router;
 use base::store::testing::on_both;
@@ -258,6 +259,132 @@ async fn others_do_not_see_and_cannot_change() {
     );
     let foreign = Some(json!({"network": {"name": "x", "project_id": OTHER_PROJECT}}));
     assert_eq!(refused(&cloud, "demo", "POST", "networks", foreign).await.0, 403);
+}
+
+/// A tenant's own ports with another tenant's ids in them: nothing of the other's changes.
+#[tokio::test]
+async fn own_ports_do_not_become_part_of_others() {
+    let cloud = Cloud::new().await;
+    let kernel = Kernel::default();
+    cloud.daemon("net", kernel.router());
+    // The victim: a router with a leg, a server, and a network that is shared with all.
+    let (shared, subnet) = net(&cloud, "demo", "a", "10.0.0.0/24").await;
+    let share = Some(json!({"network": {"shared": true}}));
+    ok(&cloud, "admin", "PUT", &format!("networks/{shared}"), share).await;
+    let router = async |token: &str, subnet: &str| {
+        let made = ok(&cloud, token, "POST", "routers", Some(json!({"router": {"name": "r"}}))).await;
+        let id = text(&made["router"]["id"]);
+        let path = format!("routers/{id}/add_router_interface");
+        let leg = ok(&cloud, token, "PUT", &path, Some(json!({"subnet_id": subnet}))).await;
+        (id, text(&leg["port_id"]))
+    };
+    let (victim, _) = router("demo", &subnet).await;
+    let request = [NetRequest::Network { network_id: shared.clone(), fixed_ip: None }];
+    let server = ServerId::new();
+    let theirs =
+        inner::allocate(&cloud.app, DEMO_PROJECT, server, &request, &[], "a", "host-1").await.unwrap();
+    // The attacker: a router's leg, a server's port, a free port on its own network, one on the shared one.
+    let (inside, own_subnet) = net(&cloud, "other", "b", "10.1.0.0/24").await;
+    let (_, leg) = router("other", &own_subnet).await;
+    let request = [NetRequest::Network { network_id: inside.clone(), fixed_ip: None }];
+    let mine = ServerId::new();
+    let bound = inner::allocate(&cloud.app, OTHER_PROJECT, mine, &request, &[], "b", "host-1").await.unwrap();
+    let bound = bound[0].port.to_string();
+    let port = async |network: &str| {
+        let body = json!({"port": {"network_id": network}});
+        text(&ok(&cloud, "other", "POST", "ports", Some(body)).await["port"]["id"])
+    };
+    let (free, guest) = (port(&inside).await, port(&shared).await);
+    let foreign = theirs[0].port.to_string();
+    let pairs = json!([{"ip_address": "10.0.0.1"}]);
+    for (method, id, body, status, kind) in [
+        ("PUT", &leg, json!({"device_id": victim}), 409, "ServicePortInUse"),
+        ("PUT", &leg, json!({"device_owner": "compute:nova"}), 409, "ServicePortInUse"),
+        ("PUT", &leg, json!({"device_owner": "network:dhcp"}), 403, "PolicyNotAuthorized"),
+        (
+            "PUT",
+            &free,
+            json!({"device_owner": "network:router_interface", "device_id": victim}),
+            403,
+            "PolicyNotAuthorized",
+        ),
+        ("PUT", &bound, json!({"device_id": server}), 409, "PortInUse"),
+        ("PUT", &bound, json!({"device_id": ""}), 409, "PortInUse"),
+        ("PUT", &bound, json!({"device_owner": ""}), 409, "PortInUse"),
+        ("PUT", &guest, json!({"allowed_address_pairs": pairs}), 403, "PolicyNotAuthorized"),
+        ("PUT", &guest, json!({"fixed_ips": [{"ip_address": "10.0.0.200"}]}), 403, "PolicyNotAuthorized"),
+        ("PUT", &guest, json!({"fixed_ips": [{"subnet_id": subnet}]}), 403, "PolicyNotAuthorized"),
+        ("PUT", &free, json!({"binding:host_id": "host-1"}), 403, "PolicyNotAuthorized"),
+        ("PUT", &foreign, json!({"device_id": mine}), 404, "PortNotFound"),
+        (
+            "POST",
+            &shared,
+            json!({"network_id": shared, "allowed_address_pairs": pairs}),
+            403,
+            "PolicyNotAuthorized",
+        ),
+        (
+            "POST",
+            &shared,
+            json!({"network_id": shared, "fixed_ips": [{"ip_address": "10.0.0.200"}]}),
+            403,
+            "PolicyNotAuthorized",
+        ),
+        (
+            "POST",
+            &inside,
+            json!({"network_id": inside, "device_id": victim, "device_owner": "network:router_interface"}),
+            403,
+            "PolicyNotAuthorized",
+        ),
+    ] {
+        let path = if method == "PUT" { format!("ports/{id}") } else { "ports".to_owned() };
+        let got = refused(&cloud, "other", method, &path, Some(json!({"port": body}))).await;
+        assert_eq!(got, (status, kind.to_owned()), "{method} {body}");
+    }
+    // What stays allowed: the same words again, names, pairs on one's own network, a free port's device.
+    for (id, body) in [
+        (&bound, json!({"device_id": mine, "device_owner": "compute:nova", "name": "n"})),
+        (&guest, json!({"allowed_address_pairs": [], "name": "n"})),
+        (&free, json!({"allowed_address_pairs": pairs, "fixed_ips": [{"ip_address": "10.1.0.50"}]})),
+        (&free, json!({"device_id": server, "device_owner": "compute:nova"})),
+    ] {
+        ok(&cloud, "other", "PUT", &format!("ports/{id}"), Some(json!({"port": body}))).await;
+    }
+    // That device is only a word. Not even an administrator's host makes it the server's.
+    let host = Some(json!({"port": {"binding:host_id": "host-1"}}));
+    ok(&cloud, "admin", "PUT", &format!("ports/{free}"), host).await;
+    let all = inner::of_servers(&cloud.app, &[server, mine]).await.unwrap();
+    assert_eq!(all[&server].iter().map(|port| port.port).collect::<Vec<_>>(), [theirs[0].port]);
+    assert_eq!(all[&mine].len(), 1);
+    // A leg that names the victim's router, as an older release let tenants make.
+    let id = &leg;
+    let router_id = &victim;
+    let moved = cloud.app.store.tx(|tx| async move {
+        let mut port: Port = find(&tx, id).await?.unwrap();
+        port.device_id.clone_from(router_id);
+        save_port(&tx, &port).await
+    });
+    moved.await.unwrap();
+    super::push::settle(cloud.app.clone()).await.unwrap();
+    {
+        let routers = kernel.routers.lock().unwrap();
+        let legs = |id: &str| routers[&id.parse().unwrap()].1.interfaces.len();
+        assert_eq!(legs(&victim), 1, "only its own leg");
+        let networks = kernel.networks.lock().unwrap();
+        let ports = networks.values().flat_map(|(_, spec)| &spec.ports);
+        let guests: Vec<String> = ports
+            .filter(|port| matches!(port.role, PortRole::Server { .. }))
+            .map(|port| port.id.to_string())
+            .collect();
+        assert_eq!(guests.len(), 2, "{guests:?}");
+        assert!(guests.contains(&foreign) && guests.contains(&bound), "{guests:?}");
+    }
+    // The victim's release takes its own port and leaves the one that only names it.
+    inner::release(&cloud.app, server).await.unwrap();
+    let left = ok(&cloud, "other", "GET", &format!("ports/{free}"), None).await;
+    assert_eq!(left["port"]["device_id"], json!(server));
+    assert_eq!(refused(&cloud, "demo", "GET", &format!("ports/{foreign}"), None).await.0, 404);
 }
 
 #[tokio::test]

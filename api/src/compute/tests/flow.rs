@@ -163,11 +163,22 @@ async fn guests_read_who_they_are() {
     assert_eq!(asked.status, 202, "{asked:?}");
     world.drain().await;
     let server: ServerId = asked.json["server"]["id"].as_str().unwrap().parse().unwrap();
-    let read = async |path: &str| {
-        let request = ReadMetadata { server, port: PortId::new(), path: path.to_owned() };
+    let from = async |port: PortId, path: &str| {
+        let request = ReadMetadata { server, port, path: path.to_owned() };
         let reply = inner::metadata(&world.cloud.app, request).await;
         (reply.status, String::from_utf8(reply.body).unwrap())
     };
+    let own = world.has.lock().unwrap().servers[&server].0.spec.nics[0].port;
+    let read = async |path: &str| from(own, path).await;
+    // Another's port that names this server is answered like no server at all.
+    let body =
+        json!({"port": {"network_id": world.network, "device_id": server, "device_owner": "compute:nova"}});
+    let foreign = world.cloud.call("demo", "POST", "/network/v2.0/ports", Some(body)).await;
+    assert_eq!(foreign.status, 201, "{foreign:?}");
+    let foreign: PortId = foreign.json["port"]["id"].as_str().unwrap().parse().unwrap();
+    for path in ["/openstack/latest/user_data", "/latest/user-data", "/latest/meta-data/instance-id"] {
+        assert_eq!(from(foreign, path).await, (404, "404 Not Found".to_owned()), "{path}");
+    }
     let meta: Value = serde_json::from_str(&read("/openstack/latest/meta_data.json").await.1).unwrap();
     assert_eq!(meta["uuid"], json!(server));
     assert_eq!(meta["hostname"], "big-one");
