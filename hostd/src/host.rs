@@ -1,7 +1,7 @@
 //! The host itself: which hypervisor it gets and why, how big it is.
 
 use crate::config::{Choice, Config};
-use crate::hypervisor::Kind;
+use crate::hypervisor::{Kind, simulated};
 use crate::process::MIN_GUEST_UID;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -74,7 +74,8 @@ pub async fn choose(config: &Config) -> Chosen {
     match config.hypervisor {
         Choice::Simulated => Chosen {
             kind: Kind::Simulated,
-            reason: "the configuration asks for it: servers have no guests".into(),
+            reason: "the configuration asks for it: servers have no guests, and the host's size is made up"
+                .into(),
             troubles: Vec::new(),
         },
         Choice::Qemu => qemu(config, "the configuration asks for QEMU software emulation".into()),
@@ -162,9 +163,21 @@ async fn probe(vmm: &Path) -> Result<Probe, String> {
     })
 }
 
-/// What the host has.
+/// What the host has. A simulated one has what [`simulated`] says, not what the machine below it has: its servers use
+/// none of that, and a list of a hundred of them must fit.
 #[must_use]
 pub fn facts(config: &Config, chosen: &Chosen) -> HostFacts {
+    if chosen.kind == Kind::Simulated {
+        return HostFacts {
+            name: config.name.clone(),
+            cpus: simulated::CPUS,
+            memory: simulated::MEMORY,
+            hypervisor: chosen.kind.to_string(),
+            reason: chosen.reason.clone(),
+            cpu_model: chosen.kind.to_string(),
+            disk: Some(simulated::DISK),
+        };
+    }
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     HostFacts {
         name: config.name.clone(),
@@ -173,6 +186,7 @@ pub fn facts(config: &Config, chosen: &Chosen) -> HostFacts {
         hypervisor: chosen.kind.to_string(),
         reason: chosen.reason.clone(),
         cpu_model: cpu_model(),
+        disk: None,
     }
 }
 

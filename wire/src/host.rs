@@ -1,7 +1,7 @@
 //! `api` to `hostd`: the guests of one host.
 
 use crate::ids::{Mac, PortId, ServerId};
-use crate::{Call, Generation, MiB};
+use crate::{Call, Generation, GiB, MiB};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -222,6 +222,9 @@ pub struct HostFacts {
     pub hypervisor: String,
     /// Why that hypervisor was chosen, for people.
     pub reason: String,
-    /// CPU model name.
+    /// CPU model name; `simulated` when there is no CPU behind the figures.
     pub cpu_model: String,
+    /// Disk room that a simulated host claims to have; `None` on a real host, whose room is that of its pool.
+    #[serde(default)]
+    pub disk: Option<GiB>,
 }

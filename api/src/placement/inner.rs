@@ -126,8 +126,53 @@ pub async fn report_host(app: &App) -> Result<(), Fault> {
         name: facts.name,
         cpus: facts.cpus,
         memory_mib: facts.memory.0,
-        disk_gib: pool.total_bytes >> 30,
+        disk_gib: facts.disk.map_or(pool.total_bytes >> 30, |claimed| claimed.0),
     };
     refresh_host(&app.store, &room).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::rpc::Router;
+    use wire::block::{ListPool, Pool};
+    use wire::host::{DescribeHost, HostFacts};
+    use wire::{GiB, MiB};
+
+    #[tokio::test]
+    async fn a_simulated_host_has_the_disk_it_claims_and_a_real_one_its_pool() {
+        let cloud = crate::testing::Cloud::new().await;
+        cloud.daemon(
+            "block",
+            Router::new()
+                .serve(|_: ListPool| async { Ok(Pool { total_bytes: 64 << 30, ..Pool::default() }) }),
+        );
+        for (claimed, wanted) in [(None, 64), (Some(GiB(100_000)), 100_000)] {
+            let facts = HostFacts {
+                name: "h".into(),
+                cpus: 4096,
+                memory: MiB(16 << 20),
+                hypervisor: "simulated".into(),
+                reason: "a test".into(),
+                cpu_model: "simulated".into(),
+                disk: claimed,
+            };
+            let end = cloud.daemon(
+                "host",
+                Router::new().serve(move |_: DescribeHost| {
+                    let facts = facts.clone();
+                    async move { Ok(facts) }
+                }),
+            );
+            report_host(&cloud.app).await.unwrap();
+            end.cancel();
+            let rooms = rooms(&cloud.app.store).await.unwrap();
+            assert_eq!(rooms[0].inventories["DISK_GB"].total, wanted);
+            assert_eq!(
+                (rooms[0].inventories["VCPU"].total, rooms[0].inventories["MEMORY_MB"].total),
+                (4096, 16 << 20)
+            );
+        }
+    }
 }

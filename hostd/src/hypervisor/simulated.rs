@@ -12,8 +12,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
-use wire::Refused;
 use wire::ids::{PortId, ServerId};
+use wire::{GiB, MiB, Refused};
+
+/// Logical CPUs of a simulated host.
+pub const CPUS: u32 = 4096;
+/// Memory of a simulated host.
+pub const MEMORY: MiB = MiB(16 << 20);
+/// Disk room of a simulated host.
+pub const DISK: GiB = GiB(1 << 20);
 
 /// The machines.
 #[derive(Debug, Default)]

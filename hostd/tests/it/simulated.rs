@@ -4,6 +4,7 @@ use crate::lab::{Lab, next, server};
 use wire::RefusedKind;
 use wire::host::{DescribeHost, ListServers, Power, PowerNow, ReadConsole, WatchServer};
 use wire::ids::ServerId;
+use wire::{GiB, MiB};
 
 #[tokio::test]
 async fn requests_are_numbered_and_unknown_servers_are_missing() {
@@ -11,7 +12,9 @@ async fn requests_are_numbered_and_unknown_servers_are_missing() {
     lab.up().await;
     let facts = lab.client.call(&DescribeHost {}).await.unwrap();
     assert_eq!((facts.name.as_str(), facts.hypervisor.as_str()), ("lab", "simulated"));
-    assert!(facts.cpus > 0 && facts.memory.0 > 0);
+    // Its size is not this machine's, and nothing about it pretends to be real.
+    assert!(facts.cpus >= 1000 && facts.memory >= MiB(1 << 20) && facts.disk >= Some(GiB(100_000)));
+    assert!(facts.reason.contains("made up") && facts.cpu_model == "simulated", "{facts:?}");
     let none = lab.dir.path().join("none");
     let first = server(&none, vec![lab.disk("root")], Vec::new());
     lab.ensure(&first).await.unwrap();

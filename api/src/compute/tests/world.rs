@@ -109,6 +109,7 @@ fn host(has: &Arc<Mutex<Has>>) -> Router {
                 hypervisor: "vmm".to_owned(),
                 reason: "a test".to_owned(),
                 cpu_model: "imaginary".to_owned(),
+                disk: None,
             })
         })
 }
