@@ -3,7 +3,7 @@
 
 use crate::config::{Config, ProviderMode};
 use crate::fault::{Fault, Steps};
-use crate::filter::network::{Home, Marks, tables};
+use crate::filter::network::{Home, Marks, Responder, tables};
 use crate::link::{Batch, Device, Place, devices, namespace, packet, tap};
 use crate::{filter, names};
 use ipnet::IpNet;
@@ -137,7 +137,8 @@ pub fn settle(
             Some(ProviderMode::Host) => Some(config.masquerade),
             Some(ProviderMode::Nic) => Some(false),
         },
-        responder: responder.is_some(),
+        responder: responder
+            .map(|port| Responder { port, device: layout.mode.map(|_| config.instance.root_responder(id)) }),
     };
     filter::apply(&layout.place, &tables(spec, &home, marks), steps)?;
 

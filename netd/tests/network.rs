@@ -152,6 +152,89 @@ async fn metadata_reaches_the_api_with_the_right_server() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&wanted), "{answer}");
 }
 
+/// Answers every request with the server that it is for.
+fn fake_api(lab: &Lab) {
+    let api = Router::new().serve(|call: ReadMetadata| async move {
+        let body = call.server.to_string().into_bytes();
+        Ok(MetadataReply { status: 200, content_type: "text/plain".into(), body })
+    });
+    let socket = lab.dir.path().join("api.sock");
+    let end = base::CancellationToken::new();
+    tokio::spawn(base::rpc::listen(&socket, 0o600, api, Allow::own(), end).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_port_or_an_allowed_pair_reads_no_neighbours_metadata() {
+    let mut lab = Lab::new("").await;
+    let (id, mut spec) = network(4, &[egress()]);
+    // Port security is off on the first; the second may use the victim's address; the last only watches.
+    spec.ports[1].filter = None;
+    spec.ports[2].allowed_pairs = vec![("10.0.0.13/32".parse().unwrap(), None)];
+    spec.ports[4].filter = None;
+    lab.ensure(id, 1, &spec).await;
+    fake_api(&lab);
+    let guest = |lab: &mut Lab, number: usize| lab.guest(&spec.ports[number], "10.0.0.1");
+    let (open, paired, victim) = (guest(&mut lab, 1), guest(&mut lab, 2), guest(&mut lab, 3));
+    let watcher = lab.raw(&spec.ports[4]);
+    let server = |number: usize| match spec.ports[number].role {
+        PortRole::Server { server } => server.to_string(),
+        PortRole::Dhcp | PortRole::Router => unreachable!(),
+    };
+    let own = |guest: &lab::Guest, number: usize| {
+        let answer = guest.http("/x").unwrap();
+        assert!(answer.ends_with(&server(number)), "{answer}");
+    };
+    own(&open, 1);
+    own(&paired, 2);
+
+    // Neighbours that claim to be the victim, or the responder, are not believed.
+    let claim = |sender: Mac, address: [u8; 4], target: [u8; 4]| {
+        let mut frame = netd::link::packet::announcement(sender, address.into());
+        frame[38..42].copy_from_slice(&target);
+        frame
+    };
+    own(&victim, 3);
+    watcher.send(&claim(watcher.mac, [10, 0, 0, 13], [10, 0, 0, 2]));
+    watcher.send(&claim(watcher.mac, [10, 0, 0, 2], [10, 0, 0, 13]));
+    own(&victim, 3);
+
+    // The victim's address, then its Ethernet address too: nothing comes back, and nothing is let in for it.
+    for (thief, number) in [(&open, 1), (&paired, 2)] {
+        let thieves = thief.place.to_string();
+        lab::sh(&format!(
+            "ip -n {thieves} addr del 10.0.0.{0}/24 dev eth0; ip -n {thieves} addr add 10.0.0.13/24 dev eth0; \
+             ip -n {thieves} route add 169.254.169.254/32 via 10.0.0.2",
+            10 + number
+        ));
+        let stolen = thief.http("/x");
+        assert!(stolen.is_err(), "{stolen:?}");
+    }
+    let thieves = open.place.to_string();
+    lab::sh(&format!("ip -n {thieves} link set eth0 address {}", spec.ports[3].mac));
+    let stolen = open.http("/x");
+    assert!(stolen.is_err(), "{stolen:?}");
+    // Neither does a priority tag hide the frame from the rules: no answer to this SYN.
+    let syn = lab::syn(
+        (watcher.mac, spec.ports[0].mac),
+        (Ipv4Addr::new(10, 0, 0, 13), Ipv4Addr::new(169, 254, 169, 254)),
+        (4321, 80),
+    );
+    let mut tagged = syn.clone();
+    tagged.splice(12..12, [0x81, 0, 0, 0]);
+    watcher.send(&tagged);
+    // Its own goes through, so the one before has been dealt with.
+    let mine = lab::syn(
+        (watcher.mac, spec.ports[0].mac),
+        (watcher.address, Ipv4Addr::new(169, 254, 169, 254)),
+        (4322, 80),
+    );
+    watcher.send(&claim(watcher.mac, [10, 0, 0, 14], [10, 0, 0, 2]));
+    watcher.send(&mine);
+    let from_metadata = |frame: &[u8]| frame[12..14] == [8, 0] && frame[26..30] == [169, 254, 169, 254];
+    let frames = watcher.until(from_metadata);
+    assert_eq!(frames.last().unwrap()[36..38], 4322u16.to_be_bytes(), "{frames:02x?}");
+}
+
 #[tokio::test]
 async fn a_forgotten_network_leaves_nothing_even_while_a_guest_holds_its_tap() {
     let lab = Lab::new("").await;

@@ -2,6 +2,7 @@
 //! ever meets half a rule set. An empty chain in it is named after a hash of its text; when the kernel already has that
 //! hash, nothing is done.
 
+mod identity;
 pub mod network;
 pub mod router;
 

@@ -8,7 +8,7 @@
 //!
 //! What is always allowed (ARP, DHCP as client, neighbour discovery) is what upstream's security groups always allow.
 
-use super::{Table, set};
+use super::{Table, identity, set};
 use crate::names;
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::BTreeMap;
@@ -46,8 +46,17 @@ pub struct Home<'a> {
     pub prefix: &'a str,
     /// `Some` when the bridge is in the machine's own namespace: whether its traffic may leave the machine.
     pub masquerade: Option<bool>,
-    /// Whether `netd` answers DHCP, DNS and metadata on the bridge itself.
-    pub responder: bool,
+    /// What answers DHCP, DNS and metadata, when there is something.
+    pub responder: Option<Responder<'a>>,
+}
+
+/// What answers guests of a network.
+#[derive(Debug, Clone)]
+pub struct Responder<'a> {
+    /// Its port.
+    pub port: &'a PortSpec,
+    /// The device that leads from the bridge to it; `None` when it is the bridge itself.
+    pub device: Option<String>,
 }
 
 /// The tables of a network.
@@ -66,15 +75,15 @@ pub fn tables(spec: &NetworkSpec, home: &Home<'_>, marks: &mut Marks) -> Vec<Tab
         }
     }
     let bridge =
-        Table { family: "bridge", name: home.table.clone(), body: bridge_body(&guarded, &open, home) };
+        Table { family: "bridge", name: home.table.clone(), body: bridge_body(spec, &guarded, &open, home) };
     let inet = Table { family: "inet", name: home.table.clone(), body: inet_body(spec, &guarded, home) };
     vec![bridge, inet]
 }
 
 type Guarded<'a> = (&'a PortSpec, u16, &'a Vec<FilterRule>);
 
-fn bridge_body(guarded: &[Guarded<'_>], open: &[String], home: &Home<'_>) -> String {
-    let mut body = String::new();
+fn bridge_body(spec: &NetworkSpec, guarded: &[Guarded<'_>], open: &[String], home: &Home<'_>) -> String {
+    let mut body = identity::chains(spec, home);
     for (port, number, _) in guarded {
         body += &anti_spoofing(port, *number);
         let high = u32::from(*number) << 16;
@@ -88,7 +97,8 @@ fn bridge_body(guarded: &[Guarded<'_>], open: &[String], home: &Home<'_>) -> Str
     };
     body += "chain from_ports {\ntype filter hook prerouting priority -300; policy accept;\n";
     let mut verdicts = jumps("from");
-    verdicts.extend(open.iter().map(|tap| format!("\"{tap}\" : return")));
+    // What it leaves of a frame's freedom, ends in `accept`.
+    verdicts.extend(open.iter().map(|tap| format!("\"{tap}\" : jump {}", identity::OPEN)));
     if !verdicts.is_empty() {
         body += &format!("iifname vmap {}\n", set(&verdicts));
     }
@@ -209,7 +219,7 @@ fn inet_body(spec: &NetworkSpec, guarded: &[Guarded<'_>], home: &Home<'_>) -> St
         body += &format!("meta mark & 0xffff vmap {}\n", set(&outs));
     }
     if home.masquerade.is_none() {
-        if home.responder {
+        if home.responder.is_some() {
             body += "udp dport { 53, 67 } accept\ntcp dport 53 accept\n";
             body += "ip daddr 169.254.169.254 tcp dport 80 accept\n";
             body += "icmp type echo-request limit rate 100/second accept\n";

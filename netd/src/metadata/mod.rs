@@ -1,5 +1,6 @@
 //! The metadata service at 169.254.169.254: proves which port a request came from and lets `api` answer it. The proof
-//! is the source address, which anti-spoofing keeps honest.
+//! is the source address, which `filter::identity` keeps honest on every port, also on those without port security: only
+//! a port's own fixed addresses count, never those that it may use by an allowed address pair.
 
 use crate::network::METADATA;
 use crate::responder::View;

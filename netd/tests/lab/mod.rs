@@ -322,6 +322,29 @@ pub fn udp(macs: (Mac, Mac), addresses: (Ipv4Addr, Ipv4Addr), ports: (u16, u16),
     netd::link::packet::udp(macs, from, to, payload).unwrap()
 }
 
+/// A TCP segment that asks for a connection.
+pub fn syn(macs: (Mac, Mac), addresses: (Ipv4Addr, Ipv4Addr), ports: (u16, u16)) -> Vec<u8> {
+    let sum = |parts: &[&[u8]]| {
+        let words = parts.iter().flat_map(|part| part.chunks(2));
+        let mut sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        (!u16::try_from(sum).unwrap()).to_be_bytes()
+    };
+    let mut tcp = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
+    tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0x20, 0, 0, 0, 0, 0]);
+    let (from, to) = (addresses.0.octets(), addresses.1.octets());
+    let check = sum(&[&from, &to, &[0, 6, 0, 20], &tcp]);
+    tcp[16..18].copy_from_slice(&check);
+    let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
+    ip.extend(from);
+    ip.extend(to);
+    let check = sum(&[&ip]);
+    ip[10..12].copy_from_slice(&check);
+    [&macs.1.0[..], &macs.0.0[..], &[8, 0], &ip, &tcp].concat()
+}
+
 pub fn udp_payload(frame: &[u8]) -> Option<&[u8]> {
     let plain = frame.get(12..14)? == [8, 0] && frame[14] == 0x45 && frame[23] == 17;
     plain.then(|| &frame[42..14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]))])
