@@ -5,8 +5,10 @@
 //! closed one sets its pending bit, which opening delivers.
 
 use crate::machine::layout::IOAPIC_PINS;
+use crate::virtio::RestoreError;
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,6 +67,17 @@ fn route(gsi: u32, address: u64, data: u32) -> kvm_irq_routing_entry {
     entry.u.msi.address_hi = u32::try_from(address >> 32).unwrap_or_default();
     entry.u.msi.data = data;
     entry
+}
+
+/// [`Msix`] in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsixState {
+    /// The table's bytes.
+    pub table: Vec<u8>,
+    /// Message control: enable and function mask.
+    pub control: u16,
+    /// Pending bits.
+    pub pending: u64,
 }
 
 struct Vector {
@@ -148,6 +161,32 @@ impl Msix {
         let mut table = self.table();
         table.control = value & (ENABLE | FUNCTION_MASK);
         self.settle_all(&mut table);
+    }
+
+    /// What a snapshot holds.
+    #[must_use]
+    pub fn save(&self) -> MsixState {
+        let table = self.table();
+        let pending = self.pending.load(Ordering::SeqCst);
+        MsixState { table: table.bytes.clone(), control: table.control, pending }
+    }
+
+    /// Takes over what [`Msix::save`] said; what was pending and is open is delivered.
+    ///
+    /// # Errors
+    /// When it is of another number of vectors.
+    pub fn restore(&self, state: &MsixState) -> Result<(), RestoreError> {
+        let mut table = self.table();
+        if state.table.len() != table.bytes.len() {
+            let (found, wanted) = (state.table.len() / ENTRY, self.vectors.len());
+            return Err(RestoreError::Host(format!("the device had {found} interrupts, not {wanted}")));
+        }
+        table.bytes.clone_from(&state.table);
+        table.control = state.control & (ENABLE | FUNCTION_MASK);
+        let known = 1u64.checked_shl(self.count().into()).map_or(u64::MAX, |above| above - 1);
+        self.pending.store(state.pending & known, Ordering::SeqCst);
+        self.settle_all(&mut table);
+        Ok(())
     }
 
     /// Reads the table. Bytes past its end are zero.

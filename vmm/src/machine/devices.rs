@@ -26,9 +26,7 @@ fn worker() -> Confine {
 /// # Errors
 /// When there is no thread for it.
 pub fn entropy() -> Result<Made, PlugError> {
-    let device =
-        Rng::new(worker()).map_err(|source| PlugError::Host { what: "entropy device".into(), source })?;
-    Ok((Role::Rng, Box::new(device)))
+    Ok((Role::Rng, Box::new(Rng::new(worker()))))
 }
 
 /// A disk on a raw file.
@@ -50,6 +48,6 @@ pub fn disk(key: String, file: OwnedFd, read_only: bool, serial: &str) -> Result
 pub fn nic(port: PortId, tap: OwnedFd, mac: Mac, mtu: u16) -> Result<Made, PlugError> {
     let failed = |source| PlugError::Host { what: format!("network interface {port}"), source };
     let tap = Tap::new(File::from(tap)).map_err(|error| failed(std::io::Error::other(error)))?;
-    let device = Net::new(tap, NetConfig { mac: mac.0, mtu }, worker()).map_err(failed)?;
+    let device = Net::new(tap, NetConfig { mac: mac.0, mtu }, worker());
     Ok((Role::Nic { port }, Box::new(device)))
 }

@@ -11,6 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -21,7 +22,10 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use self::engine::BlkEngine;
 use super::worker::{Confine, Worker};
-use super::{ActivateError, Activation, Interrupt, VirtioDevice, bits, read_space};
+use super::{
+    ActivateError, Activation, DeviceState, Interrupt, QueueProgress, RestoreError, Snapshot, VirtioDevice,
+    bits, read_space,
+};
 use crate::backend::file::{DiskFile, FileQueue, SECTOR};
 
 /// Size of the request queue.
@@ -56,6 +60,41 @@ pub struct Shared {
     pub write_back: AtomicBool,
 }
 
+/// What the driver knows and set of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlkState {
+    /// Size that it was last told, in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Whether it is content with writes in a volatile cache until it flushes.
+    pub write_back: bool,
+}
+
+impl Snapshot for Blk {
+    type State = BlkState;
+
+    fn save(&self) -> BlkState {
+        BlkState {
+            sectors: self.shared.sectors.load(Ordering::Acquire),
+            write_back: self.shared.write_back.load(Ordering::Acquire),
+        }
+    }
+
+    /// The file must be at least as large as it was; one that has grown since is told to the driver by the next
+    /// [`Blk::resize`].
+    fn restore(&mut self, state: &BlkState) -> Result<(), RestoreError> {
+        let now = self.shared.sectors.load(Ordering::Acquire);
+        if now < state.sectors {
+            let (was, is) = (state.sectors.saturating_mul(SECTOR), now.saturating_mul(SECTOR));
+            return Err(RestoreError::Host(format!(
+                "the disk had {was} bytes and its file has {is} now; give the file that belongs to the snapshot"
+            )));
+        }
+        self.shared.sectors.store(state.sectors, Ordering::Release);
+        self.shared.write_back.store(state.write_back, Ordering::Release);
+        Ok(())
+    }
+}
+
 /// A disk.
 pub struct Blk {
     worker: Worker,
@@ -66,11 +105,11 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// Makes a disk of an open raw file; see [`Worker::spawn`] for `confine`. What is left of the file after
+    /// Makes a disk of an open raw file; see [`Worker::new`] for `confine`. What is left of the file after
     /// its last whole sector is not reachable.
     ///
     /// # Errors
-    /// When the file cannot be asked for its size, or there is no thread.
+    /// When the file cannot be asked for its size.
     pub fn new(file: DiskFile, config: &BlkConfig, confine: Confine) -> io::Result<Self> {
         let size = file.try_clone()?;
         let shared = Arc::new(Shared {
@@ -101,7 +140,7 @@ impl Blk {
             let queue = FileQueue::new(file, engine::DEPTH, io_uring);
             Ok(BlkEngine::new(queue, seen, serial, read_only))
         };
-        let worker = Worker::spawn("blk", make, confine)?;
+        let worker = Worker::new("blk", make, confine);
         Ok(Self { worker, shared, size, features, interrupt: None })
     }
 
@@ -187,8 +226,8 @@ impl VirtioDevice for Blk {
         self.shared.write_back.store(true, Ordering::Release);
     }
 
-    fn pause(&mut self) {
-        self.worker.pause();
+    fn pause(&mut self) -> Vec<QueueProgress> {
+        self.worker.pause()
     }
 
     fn resume(&mut self) {
@@ -197,5 +236,16 @@ impl VirtioDevice for Blk {
 
     fn refresh_size(&mut self) -> io::Result<Option<u64>> {
         self.resize().map(Some)
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Blk(Snapshot::save(self))
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Blk(state) => Snapshot::restore(self, state),
+            DeviceState::Net(_) | DeviceState::Rng => Err(state.is_not("a disk")),
+        }
     }
 }

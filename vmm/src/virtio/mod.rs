@@ -24,6 +24,8 @@ pub mod transport;
 pub mod vring;
 pub mod worker;
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
@@ -58,8 +60,9 @@ pub trait VirtioDevice: Send {
     /// Harmless on an idle device.
     fn reset(&mut self);
 
-    /// Returns once the worker has stopped touching guest memory, with its queues kept. Harmless unless working.
-    fn pause(&mut self);
+    /// Returns once the worker has stopped touching guest memory, with its queues kept; answers how far each queue is. Harmless unless
+    /// working: the answer is empty for an idle device, and the same again for a paused one.
+    fn pause(&mut self) -> Vec<QueueProgress>;
 
     /// Lets the worker go on after [`VirtioDevice::pause`], looking at every queue once. Harmless unless paused.
     fn resume(&mut self);
@@ -71,19 +74,116 @@ pub trait VirtioDevice: Send {
     fn refresh_size(&mut self) -> std::io::Result<Option<u64>> {
         Ok(None)
     }
+
+    /// What the driver set in the device, besides its queues. Only asked while idle or paused.
+    fn save(&self) -> DeviceState;
+
+    /// Takes over what [`VirtioDevice::save`] said of another device of the same kind. Only called on an idle device, before
+    /// `activate`.
+    ///
+    /// # Errors
+    /// When it is the state of something else, or cannot be true.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
+}
+
+/// Something whose state outlives its process: written to a snapshot, sent to another host.
+///
+/// `save` is only called while nothing changes the state (a paused machine), and `restore` on a value that was just made from
+/// the same configuration. The state may come from a file that somebody else wrote: `restore` believes nothing.
+pub trait Snapshot {
+    /// The state: plain numbers, readable by later versions.
+    type State: Serialize + DeserializeOwned;
+
+    /// The state now.
+    fn save(&self) -> Self::State;
+
+    /// Takes over a state.
+    ///
+    /// # Errors
+    /// When it does not fit what this was made from, or cannot be true. The value must not be used then.
+    fn restore(&mut self, state: &Self::State) -> Result<(), RestoreError>;
+}
+
+/// Why a state was not taken over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// It is of something else.
+    #[error("the state is of {found}, and this is {wanted}")]
+    Kind {
+        /// What the state is of.
+        found: String,
+        /// What it is to be.
+        wanted: String,
+    },
+    /// It cannot be true.
+    #[error("the state is damaged: {0}")]
+    Damaged(String),
+    /// The host cannot do what the guest was promised.
+    #[error("{0}")]
+    Host(String),
+}
+
+/// How far a queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueProgress {
+    /// Which queue.
+    pub queue: u16,
+    /// The available index of the next chain that the device takes.
+    pub next_avail: u16,
+    /// The used index of the next chain that it gives back.
+    pub next_used: u16,
+}
+
+/// What a driver set in a device, besides its queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceState {
+    /// A disk.
+    Blk(blk::BlkState),
+    /// A network interface.
+    Net(net::NetState),
+    /// An entropy device, which knows nothing.
+    Rng,
+}
+
+impl DeviceState {
+    /// What it is of, for messages.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Blk(_) => "a disk",
+            Self::Net(_) => "a network interface",
+            Self::Rng => "an entropy device",
+        }
+    }
+
+    /// The error that this is not the state of what is `wanted`.
+    #[must_use]
+    pub fn is_not(&self, wanted: &str) -> RestoreError {
+        RestoreError::Kind { found: self.kind().to_owned(), wanted: wanted.to_owned() }
+    }
 }
 
 /// What a device needs to work.
 pub struct Activation {
     /// Guest memory.
     pub memory: Arc<Memory>,
-    /// The configured and valid queues in order with their kick events. A queue that the driver left disabled is there too, not
-    /// `ready()`.
-    pub queues: Vec<(Queue, EventFd)>,
+    /// The configured and valid queues in order. A queue that the driver left disabled is there too, not `ready()`.
+    pub queues: Vec<ActiveQueue>,
     /// How to interrupt the driver.
     pub interrupt: Arc<dyn Interrupt>,
     /// Negotiated features: a subset of those offered.
     pub features: u64,
+}
+
+/// A queue as it is handed to a device.
+pub struct ActiveQueue {
+    /// Which one.
+    pub index: u16,
+    /// The ring.
+    pub queue: Queue,
+    /// The driver's kick.
+    pub kick: EventFd,
 }
 
 /// Interrupts towards the driver. Callable from any thread, never blocks.

@@ -9,8 +9,7 @@ pub mod header;
 #[cfg(test)]
 mod tests;
 
-use std::io;
-
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
@@ -22,7 +21,10 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use self::engine::NetEngine;
 use super::worker::{Confine, Worker};
-use super::{ActivateError, Activation, VirtioDevice, bits, read_space};
+use super::{
+    ActivateError, Activation, DeviceState, QueueProgress, RestoreError, Snapshot, VirtioDevice, bits,
+    read_space,
+};
 use crate::backend::tap::Tap;
 
 /// Size of each queue.
@@ -37,6 +39,28 @@ pub struct NetConfig {
     pub mtu: u16,
 }
 
+/// What the driver knows and set of a network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    /// Hardware address.
+    pub mac: [u8; 6],
+    /// Largest packet that it was told.
+    pub mtu: u16,
+}
+
+impl Snapshot for Net {
+    type State = NetState;
+
+    fn save(&self) -> NetState {
+        NetState { mac: self.config.mac, mtu: self.config.mtu }
+    }
+
+    fn restore(&mut self, state: &NetState) -> Result<(), RestoreError> {
+        self.config = NetConfig { mac: state.mac, mtu: state.mtu };
+        Ok(())
+    }
+}
+
 /// A network interface.
 pub struct Net {
     worker: Worker,
@@ -44,12 +68,10 @@ pub struct Net {
 }
 
 impl Net {
-    /// Makes an interface of a tap; see [`Worker::spawn`] for `confine`.
-    ///
-    /// # Errors
-    /// When there is no thread.
-    pub fn new(tap: Tap, config: NetConfig, confine: Confine) -> io::Result<Self> {
-        Ok(Self { worker: Worker::spawn("net", move || Ok(NetEngine::new(tap)), confine)?, config })
+    /// Makes an interface of a tap; see [`Worker::new`] for `confine`.
+    #[must_use]
+    pub fn new(tap: Tap, config: NetConfig, confine: Confine) -> Self {
+        Self { worker: Worker::new("net", move || Ok(NetEngine::new(tap)), confine), config }
     }
 }
 
@@ -106,11 +128,22 @@ impl VirtioDevice for Net {
         self.worker.stop();
     }
 
-    fn pause(&mut self) {
-        self.worker.pause();
+    fn pause(&mut self) -> Vec<QueueProgress> {
+        self.worker.pause()
     }
 
     fn resume(&mut self) {
         self.worker.resume();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Net(Snapshot::save(self))
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Net(state) => Snapshot::restore(self, state),
+            DeviceState::Blk(_) | DeviceState::Rng => Err(state.is_not("a network interface")),
+        }
     }
 }

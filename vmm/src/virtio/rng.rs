@@ -11,7 +11,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use super::chain::{Segments, collect};
 use super::vring::Vring;
 use super::worker::{Confine, Engine, Ready, Turn, Worker, borrow};
-use super::{ActivateError, Activation, VirtioDevice, bits};
+use super::{ActivateError, Activation, DeviceState, QueueProgress, RestoreError, VirtioDevice, bits};
 
 /// Size of the request queue.
 pub const QUEUE_SIZE: u16 = 64;
@@ -28,12 +28,10 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// Makes the device; see [`Worker::spawn`] for `confine`.
-    ///
-    /// # Errors
-    /// When there is no thread.
-    pub fn new(confine: Confine) -> io::Result<Self> {
-        Ok(Self { worker: Worker::spawn("rng", || Ok(RngEngine { ring: None }), confine)? })
+    /// Makes the device; see [`Worker::new`] for `confine`.
+    #[must_use]
+    pub fn new(confine: Confine) -> Self {
+        Self { worker: Worker::new("rng", || Ok(RngEngine { ring: None }), confine) }
     }
 }
 
@@ -64,12 +62,20 @@ impl VirtioDevice for Rng {
         self.worker.stop();
     }
 
-    fn pause(&mut self) {
-        self.worker.pause();
+    fn pause(&mut self) -> Vec<QueueProgress> {
+        self.worker.pause()
     }
 
     fn resume(&mut self) {
         self.worker.resume();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        if *state == DeviceState::Rng { Ok(()) } else { Err(state.is_not("an entropy device")) }
     }
 }
 
@@ -99,7 +105,7 @@ impl Engine for RngEngine {
             return Err(ActivateError::Driver("an entropy device has one queue".to_owned()));
         };
         let (memory, interrupt) = (&activation.memory, &activation.interrupt);
-        self.ring = Some(Vring::new("virtio-rng", 0, memory, queue, interrupt, activation.features)?);
+        self.ring = Some(Vring::new("virtio-rng", queue, memory, interrupt, activation.features)?);
         Ok(())
     }
 
@@ -107,6 +113,10 @@ impl Engine for RngEngine {
 
     fn stop(&mut self) {
         self.ring = None;
+    }
+
+    fn progress(&self) -> Vec<QueueProgress> {
+        self.ring.iter().map(Vring::progress).collect()
     }
 
     fn sources<'a>(&'a self, into: &mut Vec<(BorrowedFd<'a>, PollFlags)>) {
@@ -177,7 +187,7 @@ mod tests {
         let memory = memory();
         let mut ring = Ring::new(&memory, 0, 16);
         let counter = Arc::new(Counter::default());
-        let mut rng = Rng::new(unconfined()).unwrap();
+        let mut rng = Rng::new(unconfined());
         rng.activate(activation(&memory, &[&ring], &counter, rng.features())).unwrap();
         let get = |at: u64| {
             let mut bytes = [0; 64];
@@ -211,7 +221,7 @@ mod tests {
     fn a_worker_that_cannot_be_confined_does_nothing() {
         let memory = memory();
         let mut ring = Ring::new(&memory, 0, 16);
-        let mut rng = Rng::new(Box::new(|| Err(std::io::Error::other("no filter")))).unwrap();
+        let mut rng = Rng::new(Box::new(|| Err(std::io::Error::other("no filter"))));
         let refused = rng.activate(activation(&memory, &[&ring], &Arc::default(), rng.features()));
         assert!(matches!(refused, Err(ActivateError::Host { .. })), "{refused:?}");
         ring.add(&[(BUFFERS, 32, true)]);
@@ -225,7 +235,7 @@ mod tests {
     #[test]
     fn queues_that_are_not_set_up_are_refused() {
         let memory = memory();
-        let mut rng = Rng::new(unconfined()).unwrap();
+        let mut rng = Rng::new(unconfined());
         let none = activation(&memory, &[], &Arc::default(), 0);
         assert!(matches!(rng.activate(none), Err(ActivateError::Driver(_))));
         let outside = Ring::new(&memory, MEMORY as u64 * 2, 16);

@@ -9,7 +9,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, Interrupt, Memory};
+use super::{Activation, ActiveQueue, Interrupt, Memory};
 
 /// Flag of a descriptor that has a next one.
 pub const NEXT: u16 = 1;
@@ -108,7 +108,7 @@ impl Ring {
     /// # Panics
     /// When `size` is no valid size.
     #[must_use]
-    pub fn device(&self) -> (Queue, EventFd) {
+    pub fn device(&self, index: u16) -> ActiveQueue {
         let mut queue = Queue::new(self.size).unwrap_or_else(|error| panic!("{error}"));
         let address = |at: u64| u32::try_from(at).ok();
         queue.set_size(self.size);
@@ -117,7 +117,7 @@ impl Ring {
         queue.set_used_ring_address(address(self.used_at()), Some(0));
         queue.set_ready(true);
         let kick = self.kick.try_clone().unwrap_or_else(|error| panic!("no event: {error}"));
-        (queue, kick)
+        ActiveQueue { index, queue, kick }
     }
 
     fn store<T: vm_memory::ByteValued>(&self, at: u64, value: T) {
@@ -229,6 +229,6 @@ pub fn activation(
     features: u64,
 ) -> Activation {
     let interrupt: Arc<dyn Interrupt> = Arc::<Counter>::clone(interrupt);
-    let queues = rings.iter().map(|ring| ring.device()).collect();
+    let queues = (0_u16..).zip(rings).map(|(index, ring)| ring.device(index)).collect();
     Activation { memory: Arc::clone(memory), queues, interrupt, features }
 }

@@ -13,7 +13,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{ActivateError, Interrupt, Memory, bits};
+use super::{ActivateError, ActiveQueue, Interrupt, Memory, QueueProgress, bits};
 
 /// One working queue of a device.
 pub struct Vring {
@@ -36,9 +36,8 @@ impl Vring {
     /// When the driver did not set it up.
     pub fn new(
         device: &'static str,
-        index: u16,
+        ActiveQueue { index, mut queue, kick }: ActiveQueue,
         memory: &Arc<Memory>,
-        (mut queue, kick): (Queue, EventFd),
         interrupt: &Arc<dyn Interrupt>,
         features: u64,
     ) -> Result<Self, ActivateError> {
@@ -49,6 +48,16 @@ impl Vring {
         let told = queue.next_used();
         let (memory, interrupt) = (Arc::clone(memory), Arc::clone(interrupt));
         Ok(Self { device, index, memory, queue, kick, interrupt, broken: false, told })
+    }
+
+    /// How far it is: chains that were put back count as not taken.
+    #[must_use]
+    pub fn progress(&self) -> QueueProgress {
+        QueueProgress {
+            queue: self.index,
+            next_avail: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+        }
     }
 
     /// The guest's memory.
@@ -200,7 +209,7 @@ mod tests {
         let ring = Ring::new(&memory, 0, 8);
         let counter = Arc::new(Counter::default());
         let interrupt: Arc<dyn Interrupt> = Arc::<Counter>::clone(&counter);
-        let vring = Vring::new("test", 0, &memory, ring.device(), &interrupt, features).unwrap();
+        let vring = Vring::new("test", ring.device(0), &memory, &interrupt, features).unwrap();
         (ring, vring, counter)
     }
 

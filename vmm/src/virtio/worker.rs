@@ -1,9 +1,8 @@
 //! The thread that works a device's queues.
 //!
-//! One thread per device, started when the device is made (before the guest runs, so that it can set up what
-//! its seccomp filter will forbid), idle until the driver is ready. The machine's driver thread gives it
-//! orders and waits for each answer; between orders it sleeps in `poll` on what its [`Engine`] wants to hear
-//! of.
+//! One thread per worker, started when the guest's driver first uses the device: a machine that starts, and a
+//! device that its guest never touches, cost no thread. The machine's driver thread gives it orders and waits
+//! for each answer; between orders it sleeps in `poll` on what its [`Engine`] wants to hear of.
 //!
 //! ```text
 //!           start            pause
@@ -18,11 +17,12 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{ActivateError, Activation};
+use super::{ActivateError, Activation, QueueProgress};
 
 /// Runs in the new thread once it is set up and before it touches anything of the guest: applies the thread's
 /// seccomp filter. The worker does no work when it fails.
@@ -41,6 +41,8 @@ pub enum Turn {
     Again,
     /// Sleep until something happens.
     Sleep,
+    /// Sleep until something happens, at most until then: a limit holds requests back.
+    Until(Instant),
 }
 
 /// Which of an engine's sources are ready, in the order in which it told them.
@@ -72,6 +74,9 @@ pub trait Engine: Send {
     /// Quiesces, and gives back memory and queues.
     fn stop(&mut self);
 
+    /// How far each queue that it holds is done. Only asked while quiescent.
+    fn progress(&self) -> Vec<QueueProgress>;
+
     /// Tells what to wait for. Called before every sleep.
     fn sources<'a>(&'a self, into: &mut Vec<(BorrowedFd<'a>, PollFlags)>);
 
@@ -86,47 +91,67 @@ enum Order {
     Resume,
 }
 
-type Answer = Result<(), ActivateError>;
+type Answer = Result<Vec<QueueProgress>, ActivateError>;
+
+/// What the thread runs: with what it hears orders by, and where it answers.
+type Body = Box<dyn FnOnce(EventFd, Receiver<Order>, Sender<Answer>) + Send>;
+
+/// A thread that was started.
+struct Hand {
+    orders: Sender<Order>,
+    answers: Receiver<Answer>,
+    wake: EventFd,
+    thread: JoinHandle<()>,
+}
 
 /// The handle of a worker. Dropping it stops the device and ends the thread.
 pub struct Worker {
-    orders: Option<Sender<Order>>,
-    answers: Receiver<Answer>,
-    wake: EventFd,
-    thread: Option<JoinHandle<()>>,
+    name: &'static str,
+    body: Option<Body>,
+    hand: Option<Hand>,
 }
 
 impl Worker {
-    /// Starts the thread; `make` makes the engine in it.
-    ///
-    /// # Errors
-    /// When the system gives no thread or no event.
-    pub fn spawn<E: Engine>(
-        name: &str,
+    /// A worker whose thread starts with the device; `make` makes the engine in it.
+    #[must_use]
+    pub fn new<E: Engine>(
+        name: &'static str,
         make: impl FnOnce() -> io::Result<E> + Send + 'static,
         confine: Confine,
-    ) -> io::Result<Self> {
-        let wake = EventFd::new(EFD_NONBLOCK)?;
-        let heard = wake.try_clone()?;
-        let (orders, ordered) = channel();
-        let (answer, answers) = channel();
-        let body = move || {
+    ) -> Self {
+        let body: Body = Box::new(move |wake, ordered, answer| {
             let ready = make().and_then(|engine| confine().map(|()| engine));
             match ready {
-                Ok(engine) => work(engine, &heard, &ordered, &answer),
+                Ok(engine) => work(engine, &wake, &ordered, &answer),
                 Err(error) => refuse(&error, &ordered, &answer),
             }
-        };
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body)?;
-        Ok(Self { orders: Some(orders), answers, wake, thread: Some(thread) })
+        });
+        Self { name, body: Some(body), hand: None }
+    }
+
+    /// The thread, started when there is none yet.
+    fn hand(&mut self) -> Result<&Hand, ActivateError> {
+        let host = |what| move |source| ActivateError::Host { what, source };
+        if self.hand.is_none() {
+            let wake = EventFd::new(EFD_NONBLOCK).map_err(host("make an event"))?;
+            let heard = wake.try_clone().map_err(host("copy an event"))?;
+            let (orders, ordered) = channel();
+            let (answer, answers) = channel();
+            let body = self.body.take();
+            let run = move || body.map_or((), |body| body(heard, ordered, answer));
+            let thread = std::thread::Builder::new().name(self.name.to_owned()).spawn(run);
+            let thread = thread.map_err(host("start the device's worker"))?;
+            self.hand = Some(Hand { orders, answers, wake, thread });
+        }
+        self.hand.as_ref().ok_or_else(gone)
     }
 
     /// See [`Engine::start`].
     ///
     /// # Errors
-    /// What the engine says, or that the thread could not be set up.
-    pub fn start(&self, activation: Activation) -> Result<(), ActivateError> {
-        self.order(Order::Start(Box::new(activation)))
+    /// What the engine says, that there is no thread, or that it could not be set up.
+    pub fn start(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        self.hand()?.order(Order::Start(Box::new(activation))).map(drop)
     }
 
     /// Returns once the engine holds neither memory nor queues. Harmless when idle.
@@ -134,9 +159,10 @@ impl Worker {
         let _ = self.order(Order::Stop);
     }
 
-    /// Returns once the engine does not touch guest memory. Harmless unless going.
-    pub fn pause(&self) {
-        let _ = self.order(Order::Pause);
+    /// Returns once the engine does not touch guest memory, with how far its queues are. Harmless unless
+    /// going.
+    pub fn pause(&self) -> Vec<QueueProgress> {
+        self.order(Order::Pause).unwrap_or_default()
     }
 
     /// Lets the engine go on, with a turn at once. Harmless unless paused.
@@ -145,11 +171,17 @@ impl Worker {
     }
 
     fn order(&self, order: Order) -> Answer {
-        let gone = || ActivateError::Host {
-            what: "reach the device's worker",
-            source: io::ErrorKind::BrokenPipe.into(),
-        };
-        self.orders.as_ref().ok_or_else(gone)?.send(order).map_err(|_| gone())?;
+        self.hand.as_ref().map_or_else(|| Ok(Vec::new()), |hand| hand.order(order))
+    }
+}
+
+fn gone() -> ActivateError {
+    ActivateError::Host { what: "reach the device's worker", source: io::ErrorKind::BrokenPipe.into() }
+}
+
+impl Hand {
+    fn order(&self, order: Order) -> Answer {
+        self.orders.send(order).map_err(|_| gone())?;
         self.wake
             .write(1)
             .map_err(|source| ActivateError::Host { what: "wake the device's worker", source })?;
@@ -159,11 +191,10 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.orders = None;
-        let _ = self.wake.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let Some(Hand { orders, wake, thread, .. }) = self.hand.take() else { return };
+        drop(orders);
+        let _ = wake.write(1);
+        let _ = thread.join();
     }
 }
 
@@ -175,7 +206,7 @@ fn refuse(error: &io::Error, orders: &Receiver<Order>, answer: &Sender<Answer>) 
                 let source = io::Error::new(error.kind(), error.to_string());
                 Err(ActivateError::Host { what: "set up the device's worker", source })
             }
-            Order::Stop | Order::Pause | Order::Resume => Ok(()),
+            Order::Stop | Order::Pause | Order::Resume => Ok(Vec::new()),
         };
         if answer.send(reply).is_err() {
             return;
@@ -214,7 +245,7 @@ fn work(mut engine: impl Engine, wake: &EventFd, orders: &Receiver<Order>, answe
                     if started.is_ok() {
                         state = State::Going;
                     }
-                    started
+                    started.map(|()| Vec::new())
                 }
                 (Order::Start(_), State::Going | State::Paused) => {
                     Err(ActivateError::Driver("the device is working already".to_owned()))
@@ -222,20 +253,21 @@ fn work(mut engine: impl Engine, wake: &EventFd, orders: &Receiver<Order>, answe
                 (Order::Stop, State::Going | State::Paused) => {
                     engine.stop();
                     state = State::Idle;
-                    Ok(())
+                    Ok(Vec::new())
                 }
                 (Order::Pause, State::Going) => {
                     engine.quiesce();
                     state = State::Paused;
-                    Ok(())
+                    Ok(engine.progress())
                 }
+                (Order::Pause, State::Paused) => Ok(engine.progress()),
                 (Order::Resume, State::Paused) => {
                     state = State::Going;
-                    Ok(())
+                    Ok(Vec::new())
                 }
-                (Order::Stop, State::Idle)
-                | (Order::Pause, State::Idle | State::Paused)
-                | (Order::Resume, State::Idle | State::Going) => Ok(()),
+                (Order::Stop | Order::Pause, State::Idle) | (Order::Resume, State::Idle | State::Going) => {
+                    Ok(Vec::new())
+                }
             };
             if answer.send(reply).is_err() {
                 engine.stop();
@@ -261,6 +293,12 @@ fn sleep(engine: &impl Engine, wake: &EventFd, going: bool, turn: Turn) -> (bool
     let timeout = match turn {
         Turn::Again => PollTimeout::ZERO,
         Turn::Sleep => PollTimeout::NONE,
+        Turn::Until(then) => {
+            // Rounded up, so that the time is past when the wait for it returns.
+            let left = then.saturating_duration_since(Instant::now());
+            let millis = left.as_micros().div_ceil(1000);
+            PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+        }
     };
     if poll(&mut fds, timeout).is_err() {
         // A signal, or no memory for a moment: look at everything.

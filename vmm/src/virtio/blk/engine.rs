@@ -18,7 +18,7 @@ use crate::backend::file::{Access, Done, FileQueue, Job};
 use crate::virtio::chain::{Segments, collect};
 use crate::virtio::vring::Vring;
 use crate::virtio::worker::{Engine, Ready, Turn, borrow};
-use crate::virtio::{ActivateError, Activation, Memory, bits};
+use crate::virtio::{ActivateError, Activation, Memory, QueueProgress, bits};
 
 /// Most requests under way.
 pub const DEPTH: u16 = 128;
@@ -276,7 +276,7 @@ impl Engine for BlkEngine {
             return Err(ActivateError::Driver("a disk has one queue".to_owned()));
         };
         let (memory, interrupt, features) = (&activation.memory, &activation.interrupt, activation.features);
-        let ring = Vring::new("virtio-blk", 0, memory, queue, interrupt, features)?;
+        let ring = Vring::new("virtio-blk", queue, memory, interrupt, features)?;
         self.active = Some(Active { ring, features });
         Ok(())
     }
@@ -297,6 +297,10 @@ impl Engine for BlkEngine {
         self.active = None;
         // They keep guest memory mapped.
         self.spare.clear();
+    }
+
+    fn progress(&self) -> Vec<QueueProgress> {
+        self.active.iter().map(|active| active.ring.progress()).collect()
     }
 
     fn sources<'a>(&'a self, into: &mut Vec<(BorrowedFd<'a>, PollFlags)>) {

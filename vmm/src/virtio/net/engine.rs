@@ -23,7 +23,7 @@ use crate::backend::tap::{HEADER, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_T
 use crate::virtio::chain::{MAX_PIECES, Segments, collect};
 use crate::virtio::vring::Vring;
 use crate::virtio::worker::{Engine, Ready, Turn, borrow};
-use crate::virtio::{ActivateError, Activation, Memory, bits};
+use crate::virtio::{ActivateError, Activation, Memory, QueueProgress, bits};
 
 /// Largest packet with its header: 64 KiB of IP, Ethernet with a VLAN tag, and ours.
 pub const MAX_PACKET: usize = 65_535 + 18 + HEADER;
@@ -301,8 +301,8 @@ impl Engine for NetEngine {
             return Err(ActivateError::Driver("a network interface has two queues".to_owned()));
         };
         let (memory, interrupt, features) = (&activation.memory, &activation.interrupt, activation.features);
-        let receive = Vring::new("virtio-net", 0, memory, receive, interrupt, features)?;
-        let send = Vring::new("virtio-net", 1, memory, send, interrupt, features)?;
+        let receive = Vring::new("virtio-net", receive, memory, interrupt, features)?;
+        let send = Vring::new("virtio-net", send, memory, interrupt, features)?;
         self.tap.set_offload(offloads(features)).map_err(|source| ActivateError::Host {
             what: "tell the tap what the guest's driver takes",
             source,
@@ -333,6 +333,10 @@ impl Engine for NetEngine {
         // They keep guest memory mapped.
         self.spare.clear();
         let _ = self.tap.set_offload(0);
+    }
+
+    fn progress(&self) -> Vec<QueueProgress> {
+        self.active.iter().flat_map(|active| [active.receive.progress(), active.send.progress()]).collect()
     }
 
     fn sources<'a>(&'a self, into: &mut Vec<(BorrowedFd<'a>, PollFlags)>) {

@@ -147,7 +147,7 @@ const TAP: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 impl Lab {
     fn new(features: u64) -> Self {
         let tap = Tap::new(open_tap(TAP)).unwrap();
-        let mut net = Net::new(tap, NetConfig { mac: MAC, mtu: 1450 }, unconfined()).unwrap();
+        let mut net = Net::new(tap, NetConfig { mac: MAC, mtu: 1450 }, unconfined());
         let memory = memory();
         let (receive, send) = (Ring::new(&memory, 0, 64), Ring::new(&memory, 0x1_0000, 64));
         let interrupt = Arc::new(Counter::default());

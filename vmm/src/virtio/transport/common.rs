@@ -1,7 +1,8 @@
 //! The common configuration structure (virtio 1.2, section 4.1.4.3) and the interrupt side of the transport.
 
 use crate::bus::msix::Msix;
-use crate::virtio::{Interrupt, VirtioDevice};
+use crate::virtio::{Interrupt, RestoreError, VirtioDevice};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use virtio_queue::{Queue, QueueT};
@@ -55,6 +56,29 @@ impl PciInterrupt {
         self.msix.signal(self.config.load(Ordering::SeqCst));
     }
 
+    pub(super) fn save(&self) -> InterruptState {
+        let vector = |vector: &AtomicU16| vector.load(Ordering::SeqCst);
+        InterruptState {
+            queues: self.queues.iter().map(vector).collect(),
+            config: vector(&self.config),
+            isr: self.isr.load(Ordering::SeqCst),
+            generation: self.generation(),
+        }
+    }
+
+    pub(super) fn restore(&self, state: &InterruptState) -> Result<(), RestoreError> {
+        if state.queues.len() != self.queues.len() {
+            return Err(other_queues(state.queues.len(), self.queues.len()));
+        }
+        for (to, from) in self.queues.iter().zip(&state.queues) {
+            to.store(self.checked(*from), Ordering::SeqCst);
+        }
+        self.config.store(self.checked(state.config), Ordering::SeqCst);
+        self.isr.store(state.isr, Ordering::SeqCst);
+        self.generation.store(state.generation, Ordering::SeqCst);
+        Ok(())
+    }
+
     /// The vector as the driver asked for it, or "none" when there is no such vector.
     fn checked(&self, vector: u16) -> u16 {
         if vector < self.msix.count() { vector } else { NO_VECTOR }
@@ -72,6 +96,55 @@ impl Interrupt for PciInterrupt {
     fn config(&self) {
         self.config_changed();
     }
+}
+
+/// [`PciInterrupt`] in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterruptState {
+    /// Vector of each queue; 0xffff for none.
+    pub queues: Vec<u16>,
+    /// Vector of the configuration.
+    pub config: u16,
+    /// Status register.
+    pub isr: u8,
+    /// Generation of the configuration.
+    pub generation: u8,
+}
+
+/// One queue in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    /// Size.
+    pub size: u16,
+    /// Whether the driver enabled it.
+    pub enabled: bool,
+    /// Descriptor table, driver area, device area.
+    pub areas: [u64; 3],
+}
+
+/// [`Common`] in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommonState {
+    /// The queues.
+    pub queues: Vec<QueueState>,
+    /// Which half of the device's features is read.
+    pub device_feature_select: u32,
+    /// Which half of the driver's features is accessed.
+    pub driver_feature_select: u32,
+    /// The driver's features.
+    pub driver_features: u64,
+    /// Which queue is accessed.
+    pub queue_select: u16,
+    /// Device status.
+    pub status: u8,
+    /// The driver wrote status 0, and the reset was not done yet.
+    pub reset_wanted: bool,
+}
+
+fn other_queues(found: usize, wanted: usize) -> RestoreError {
+    RestoreError::Host(format!(
+        "the device had {found} queues and is made with {wanted} now; make it as it was when the snapshot was taken"
+    ))
 }
 
 /// One queue as the driver configures it.
@@ -143,6 +216,52 @@ impl Common {
 
     pub fn reset(&mut self) {
         *self = Self::new(&std::mem::take(&mut self.sizes));
+    }
+
+    pub fn save(&self) -> CommonState {
+        let queue =
+            |queue: &QueueConfig| QueueState { size: queue.size, enabled: queue.enabled, areas: queue.areas };
+        CommonState {
+            queues: self.queues.iter().map(queue).collect(),
+            device_feature_select: self.device_feature_select,
+            driver_feature_select: self.driver_feature_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            status: self.status,
+            reset_wanted: self.reset_wanted,
+        }
+    }
+
+    pub fn restore(&mut self, state: &CommonState, device: &dyn VirtioDevice) -> Result<(), RestoreError> {
+        if state.queues.len() != self.queues.len() {
+            return Err(other_queues(state.queues.len(), self.queues.len()));
+        }
+        let missing = state.driver_features & !device.features();
+        if state.status & FEATURES_OK != 0 && missing != 0 {
+            return Err(RestoreError::Host(format!(
+                "the guest uses features {missing:#x} of a device that this host cannot offer"
+            )));
+        }
+        for (queue, state) in self.queues.iter_mut().zip(&state.queues) {
+            if !state.size.is_power_of_two() || state.size > queue.max_size {
+                return Err(RestoreError::Damaged(format!(
+                    "a queue of {} where at most {} fit",
+                    state.size, queue.max_size
+                )));
+            }
+            (queue.size, queue.enabled, queue.areas) = (state.size, state.enabled, state.areas);
+        }
+        self.device_feature_select = state.device_feature_select;
+        self.driver_feature_select = state.driver_feature_select;
+        self.driver_features = state.driver_features;
+        self.queue_select = state.queue_select;
+        self.status = state.status;
+        self.reset_wanted = state.reset_wanted;
+        // What could not have come about by writes must not by a file either.
+        if self.status & FEATURES_OK == 0 {
+            self.status &= !DRIVER_OK;
+        }
+        Ok(())
     }
 
     pub fn wants_reset(&self) -> bool {

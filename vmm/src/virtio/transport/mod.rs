@@ -26,14 +26,18 @@
 mod common;
 mod space;
 
-pub use common::PciInterrupt;
+pub use common::{CommonState, InterruptState, PciInterrupt, QueueState};
 
-use crate::bus::msix::{Msix, Routes};
+use crate::bus::msix::{Msix, MsixState, Routes};
 use crate::bus::pci::{BAR_SIZE, Base, PciDevice, UNMAPPED, first_base};
 use crate::machine::signals::Signals;
-use crate::virtio::{ActivateError, Activation, Memory, VirtioDevice};
+use crate::virtio::{
+    ActivateError, Activation, ActiveQueue, DeviceState, Interrupt, Memory, QueueProgress, RestoreError,
+    Snapshot, VirtioDevice,
+};
 use common::Common;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use serde::{Deserialize, Serialize};
 use space::ConfigSpace;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -80,6 +84,61 @@ pub struct VirtioPci {
     /// Kick events of the active queues with their index, and the BAR base where KVM listens for them.
     kicks: Vec<(u16, EventFd)>,
     listening: Option<u32>,
+    /// How far its queues were when the device was last paused, or restored and not started since.
+    progress: Vec<QueueProgress>,
+}
+
+/// A device in its slot, as a snapshot holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtioPciState {
+    /// Virtio device id.
+    pub device_type: u16,
+    /// The 256 bytes of its configuration space.
+    pub space: Vec<u8>,
+    /// Common configuration.
+    pub common: CommonState,
+    /// Which vector each queue and the configuration use, and what was not looked at yet.
+    pub interrupt: InterruptState,
+    /// The vectors.
+    pub msix: MsixState,
+    /// How far each enabled queue is, for a device that works.
+    pub progress: Vec<QueueProgress>,
+    /// The device itself.
+    pub device: DeviceState,
+}
+
+impl Snapshot for VirtioPci {
+    type State = VirtioPciState;
+
+    /// Only while the device is paused or idle.
+    fn save(&self) -> VirtioPciState {
+        VirtioPciState {
+            device_type: self.device.device_type(),
+            space: self.space.bytes().to_vec(),
+            common: self.common.save(),
+            interrupt: self.interrupt.save(),
+            msix: self.msix.save(),
+            progress: self.progress.clone(),
+            device: self.device.save(),
+        }
+    }
+
+    /// Leaves the device idle with a mark for the driver thread, whose next [`VirtioPci::settle`] starts it where it was.
+    fn restore(&mut self, state: &VirtioPciState) -> Result<(), RestoreError> {
+        if state.device_type != self.device.device_type() {
+            return Err(state.device.is_not(&format!("virtio device type {}", self.device.device_type())));
+        }
+        self.device.restore(&state.device)?;
+        self.common.restore(&state.common, &*self.device)?;
+        self.interrupt.restore(&state.interrupt)?;
+        self.space.restore(&state.space)?;
+        self.msix.restore(&state.msix)?;
+        self.space.set_msix_control(self.msix.control());
+        self.progress.clone_from(&state.progress);
+        self.base.store(self.space.mapped_base(), Ordering::Release);
+        self.host.signals.device(self.slot);
+        Ok(())
+    }
 }
 
 impl VirtioPci {
@@ -104,6 +163,7 @@ impl VirtioPci {
             active: false,
             kicks: Vec::new(),
             listening: None,
+            progress: Vec::new(),
         })
     }
 
@@ -138,7 +198,7 @@ impl VirtioPci {
     /// Stops the device's worker until [`VirtioPci::resume`].
     pub fn pause(&mut self) {
         if self.active {
-            self.device.pause();
+            self.progress = self.device.pause();
         }
     }
 
@@ -156,6 +216,7 @@ impl VirtioPci {
     pub fn settle(&mut self) -> Result<(), ActivateError> {
         let mut result = Ok(());
         if self.common.wants_reset() {
+            self.progress.clear();
             self.stop();
             self.common.reset();
             self.interrupt.reset();
@@ -163,6 +224,7 @@ impl VirtioPci {
         if self.common.wants_start() && !self.active {
             result = self.start();
             if result.is_err() {
+                self.progress.clear();
                 self.stop();
                 self.common.set_needs_reset();
                 self.interrupt.config_changed();
@@ -192,12 +254,16 @@ impl VirtioPci {
             if config.enabled() {
                 config.apply(&mut queue);
                 queue.set_event_idx(features & EVENT_IDX != 0);
+                if let Some(progress) = self.progress.iter().find(|progress| progress.queue == index) {
+                    queue.set_next_avail(progress.next_avail);
+                    queue.set_next_used(progress.next_used);
+                }
                 if !queue.is_valid(&*self.host.memory) {
                     return Err(ActivateError::Driver(format!("queue {index} is not inside guest memory")));
                 }
                 kicks.push((index, kick.try_clone().map_err(host("copy an event"))?));
             }
-            queues.push((queue, kick));
+            queues.push(ActiveQueue { index, queue, kick });
         }
         let activation = Activation {
             memory: self.host.memory.clone(),
@@ -208,9 +274,14 @@ impl VirtioPci {
         self.device.activate(activation)?;
         self.active = true;
         self.kicks = kicks;
-        // Kicks that came before now are not known one by one; a kick too many is harmless.
-        for (_, kick) in &self.kicks {
+        let restored = !std::mem::take(&mut self.progress).is_empty();
+        // Kicks that came before now are not known one by one; a kick too many is harmless, and so is an interrupt too many: one may
+        // have been on its way when the state was saved.
+        for (index, kick) in &self.kicks {
             let _ = kick.write(1);
+            if restored {
+                self.interrupt.queue(*index);
+            }
         }
         Ok(())
     }

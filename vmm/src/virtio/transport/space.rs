@@ -2,6 +2,7 @@
 
 use super::{DEVICE_CONFIG, DEVICE_CONFIG_LEN, ISR, NOTIFY, NOTIFY_LEN, NOTIFY_MULTIPLIER, PENDING, TABLE};
 use crate::bus::pci::{BAR_SIZE, UNMAPPED, in_window};
+use crate::virtio::RestoreError;
 
 const VENDOR: u16 = 0x1af4;
 const DEVICE_BASE: u16 = 0x1040;
@@ -101,6 +102,23 @@ impl ConfigSpace {
         for ((to, mask), from) in places.zip(data) {
             *to = (*to & !mask) | (from & mask);
         }
+    }
+
+    /// All bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Takes over what a guest wrote into another space of the same kind; the rest stays its own.
+    ///
+    /// # Errors
+    /// When it is no configuration space.
+    pub fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
+        if bytes.len() != self.bytes.len() {
+            return Err(RestoreError::Damaged(format!("a configuration space of {} bytes", bytes.len())));
+        }
+        self.write(0, bytes);
+        Ok(())
     }
 
     /// Where the BAR is mapped now.

@@ -1,6 +1,7 @@
 use super::*;
 use kvm_ioctls::Kvm;
 use proptest::prelude::*;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use vm_memory::GuestAddress;
 
@@ -8,6 +9,8 @@ use vm_memory::GuestAddress;
 struct Fake {
     working: Arc<AtomicBool>,
     fail: bool,
+    /// How far its queues were when it started.
+    seen: Arc<Mutex<Vec<QueueProgress>>>,
 }
 
 impl VirtioDevice for Fake {
@@ -27,6 +30,15 @@ impl VirtioDevice for Fake {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         assert!(!self.working.load(Ordering::SeqCst), "started twice");
         assert_eq!(activation.queues.len(), 2);
+        *self.seen.lock().unwrap() = activation
+            .queues
+            .iter()
+            .map(|active| QueueProgress {
+                queue: active.index,
+                next_avail: active.queue.next_avail(),
+                next_used: active.queue.next_used(),
+            })
+            .collect();
         assert_eq!(activation.features & !self.features(), 0, "a feature that was not offered");
         if self.fail {
             return Err(ActivateError::Driver("told to".into()));
@@ -37,8 +49,19 @@ impl VirtioDevice for Fake {
     fn reset(&mut self) {
         self.working.store(false, Ordering::SeqCst);
     }
-    fn pause(&mut self) {}
+    fn pause(&mut self) -> Vec<QueueProgress> {
+        if !self.working.load(Ordering::SeqCst) {
+            return Vec::new();
+        }
+        (0..2).map(|queue| QueueProgress { queue, next_avail: 7 + queue, next_used: 5 + queue }).collect()
+    }
     fn resume(&mut self) {}
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+    fn restore(&mut self, _state: &DeviceState) -> Result<(), RestoreError> {
+        Ok(())
+    }
 }
 
 fn host() -> Option<Host> {
@@ -54,7 +77,7 @@ fn host() -> Option<Host> {
 
 fn device(host: &Host, fail: bool) -> (VirtioPci, Arc<AtomicBool>) {
     let working = Arc::new(AtomicBool::new(false));
-    let fake = Fake { working: working.clone(), fail };
+    let fake = Fake { working: working.clone(), fail, seen: Arc::default() };
     (VirtioPci::new(host.clone(), 3, Box::new(fake)).unwrap(), working)
 }
 
@@ -151,6 +174,50 @@ fn the_capability_list_ends_and_the_window_of_the_last_one_works() {
         at = head[1];
     }
     assert_eq!(kinds, [(0x11, 0), (9, 1), (9, 3), (9, 4), (9, 2), (9, 5)]);
+}
+
+#[test]
+fn a_saved_device_goes_on_in_another_machine_where_it_was() {
+    let (Some(host), Some(other)) = (host(), host()) else { return };
+    let (mut device, _) = device(&host, false);
+    device.write_bar(TABLE, &0xfee0_0000_u32.to_le_bytes());
+    device.write_bar(0x10, &[1, 0]);
+    drive(&mut device, 1 << 32);
+    device.settle().unwrap();
+    device.pause();
+    let state = device.save();
+    let text = serde_json::to_string(&state).unwrap();
+    let state: VirtioPciState = serde_json::from_str(&text).unwrap();
+
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let make = |seen: &Arc<Mutex<Vec<QueueProgress>>>| {
+        let fake = Fake { working: Arc::default(), fail: false, seen: seen.clone() };
+        VirtioPci::new(other.clone(), 3, Box::new(fake)).unwrap()
+    };
+    let mut copy = make(&seen);
+    copy.restore(&state).unwrap();
+    assert_eq!(copy.save(), state, "before it starts");
+    assert_eq!(other.signals.take().0, 1 << 3);
+    copy.settle().unwrap();
+    assert!(copy.driver_ok());
+    assert_eq!(*seen.lock().unwrap(), state.progress);
+    copy.pause();
+    let again = copy.save();
+    assert_eq!((again.common, again.msix.table), (state.common.clone(), state.msix.table.clone()));
+    // An interrupt for each queue, because one may have been on its way; MSI-X is off, so they stay in the status.
+    assert_eq!(again.interrupt.isr, 1);
+
+    let wrong = |change: &dyn Fn(&mut VirtioPciState)| {
+        let mut state = state.clone();
+        change(&mut state);
+        make(&seen).restore(&state).unwrap_err()
+    };
+    assert!(matches!(wrong(&|state| state.device_type = 2), RestoreError::Kind { .. }));
+    assert!(matches!(wrong(&|state| state.common.driver_features |= 2), RestoreError::Host(_)));
+    assert!(matches!(wrong(&|state| state.common.queues[0].size = 9), RestoreError::Damaged(_)));
+    assert!(matches!(wrong(&|state| state.space.truncate(9)), RestoreError::Damaged(_)));
+    assert!(matches!(wrong(&|state| state.msix.table.truncate(9)), RestoreError::Host(_)));
+    assert!(matches!(wrong(&|state| state.interrupt.queues.push(0)), RestoreError::Host(_)));
 }
 
 #[derive(Debug, Clone)]
