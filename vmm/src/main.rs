@@ -26,6 +26,9 @@ enum Command {
         /// Descriptor to read the JSON configuration from.
         #[arg(long)]
         config_fd: i32,
+        /// Do without the jail: on a developer's machine only.
+        #[arg(long)]
+        no_jail: bool,
     },
     /// Say, as JSON, whether this host has KVM and whether it is real.
     Probe {
@@ -40,7 +43,7 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => main_run(&args),
-        Command::Serve { config_fd } => main_serve(config_fd),
+        Command::Serve { config_fd, no_jail } => main_serve(config_fd, !no_jail),
         Command::Probe { device } => match serde_json::to_string(&probe(&device)) {
             Ok(text) => {
                 println!("{text}");

@@ -488,22 +488,28 @@ fn the_machine_s_process_owns_nothing() {
 }
 
 #[test]
-fn a_host_without_namespaces_still_gets_the_other_walls() {
+fn a_machine_without_all_its_walls_does_not_start() {
     if !kvm() {
         return;
     }
-    let mut plan = Plan::new(Asm::new().print("up").until(1, |asm| asm.in32(0x610)).power_off().elf());
-    plan.namespaces = false;
+    let refused = |change: fn(&mut Plan), words: &str| {
+        let mut plan = Plan::new(Asm::new().print("up").power_off().elf());
+        change(&mut plan);
+        let mut guest = Guest::start(plan);
+        let (status, end) = guest.wait_end();
+        let end = end.unwrap();
+        assert_eq!((status.code(), end.reason), (Some(1), EndReason::NotStarted), "{end:?}");
+        assert!(end.detail.contains(words) && end.detail.contains("--no-jail"), "{end:?}");
+        assert_eq!(guest.console(), "");
+    };
+    refused(|plan| plan.namespaces = false, "mount namespace");
+    refused(|plan| plan.jailed = false, "names no jail");
+    // Only for who asks for it in as many words.
+    let mut plan = Plan::new(Asm::new().print("up").power_off().elf());
+    (plan.namespaces, plan.no_jail) = (false, true);
     let mut guest = Guest::start(plan);
-    guest.wait_console("up");
-    guest.status();
-    let status = std::fs::read_to_string(format!("/proc/{}/status", guest.child.id())).unwrap();
-    assert!(status.contains(&format!("Uid:\t{}\t", guest.uid)) && status.contains("Seccomp:\t2"), "{status}");
-    for name in ["mount", "network", "IPC", "UTS", "PID"] {
-        assert!(guest.log().contains(&format!("no {name} namespace of its own")), "{}", guest.log());
-    }
-    guest.done(&MachineCall::PowerButton);
-    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff, "{}", guest.log());
+    assert!(guest.console() == "up" && guest.log().contains("--no-jail"), "{}", guest.log());
 }
 
 #[test]

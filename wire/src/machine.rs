@@ -68,7 +68,7 @@ pub struct MachineConfig {
     pub nics: Vec<NicConfig>,
     /// What the guest finds in its SMBIOS tables.
     pub identity: Identity,
-    /// Who the process becomes; `None` keeps user and namespaces (by-hand use only), seccomp filters apply anyway.
+    /// Who the process becomes. `None` is refused unless the monitor is started with `--no-jail`, which leaves out every wall.
     pub jail: Option<JailConfig>,
 }
 

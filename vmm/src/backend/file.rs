@@ -5,6 +5,9 @@
 //! It finishes what the kernel does only partly (short reads and writes), copies through an aligned buffer
 //! when a direct file meets an unaligned guest buffer, and works without io_uring (a kernel or container that
 //! refuses it) by doing each request at once with `preadv` and `pwritev`.
+//!
+//! The ring is restricted before it is enabled: it does the few operations of a disk on the one registered file, and nothing else
+//! for ever, so that it is no way around the process's system call filters.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -12,6 +15,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -186,7 +190,6 @@ struct Flying {
 pub struct FileQueue {
     disk: DiskFile,
     ring: Option<IoUring>,
-    registered: bool,
     /// Jobs that the kernel has, at the index that is their `user_data`.
     flying: Vec<Option<Flying>>,
     free: Vec<usize>,
@@ -199,21 +202,10 @@ impl FileQueue {
     /// false.
     #[must_use]
     pub fn new(disk: DiskFile, depth: u16, ring: bool) -> Self {
-        let ring = if ring { IoUring::builder().setup_clamp().build(u32::from(depth)).ok() } else { None };
-        let registered = ring
-            .as_ref()
-            .is_some_and(|ring| ring.submitter().register_files(&[disk.file.as_raw_fd()]).is_ok());
+        let ring = if ring { restricted_ring(&disk.file, depth).ok() } else { None };
         let depth = usize::from(depth);
         let flying = (0..depth).map(|_| None).collect();
-        Self {
-            disk,
-            ring,
-            registered,
-            flying,
-            free: (0..depth).rev().collect(),
-            done: VecDeque::new(),
-            bounce: None,
-        }
+        Self { disk, ring, flying, free: (0..depth).rev().collect(), done: VecDeque::new(), bounce: None }
     }
 
     /// The file.
@@ -269,13 +261,8 @@ impl FileQueue {
     /// Puts the job at `index` into the submission ring.
     fn enqueue(&mut self, index: usize) {
         let Some(flying) = self.flying.get(index).and_then(Option::as_ref) else { return };
-        let entry = if self.registered {
-            // The only registered file has index 0.
-            entry(types::Fd(0), &flying.job).flags(squeue::Flags::FIXED_FILE)
-        } else {
-            entry(types::Fd(self.disk.file.as_raw_fd()), &flying.job)
-        }
-        .user_data(index as u64);
+        // The only registered file has index 0.
+        let entry = entry(types::Fd(0), &flying.job).flags(squeue::Flags::FIXED_FILE).user_data(index as u64);
         let Some(ring) = self.ring.as_mut() else { return };
         // SAFETY: the addresses in the entry belong to `flying.job`, which stays in its slot untouched until
         // the kernel is done with it.
@@ -419,6 +406,22 @@ impl Drop for FileQueue {
     }
 }
 
+/// What a ring may be asked to do: what [`entry`] makes.
+const OPERATIONS: [u8; 4] =
+    [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
+
+/// A ring that only does [`OPERATIONS`], only on this file.
+fn restricted_ring(file: &File, depth: u16) -> io::Result<IoUring> {
+    let ring = IoUring::builder().setup_clamp().setup_r_disabled().build(u32::from(depth))?;
+    let submitter = ring.submitter();
+    submitter.register_files(&[file.as_raw_fd()])?;
+    let mut allowed: Vec<Restriction> = OPERATIONS.iter().map(|code| Restriction::sqe_op(*code)).collect();
+    allowed.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
+    submitter.register_restrictions(&mut allowed)?;
+    submitter.register_enable_rings()?;
+    Ok(ring)
+}
+
 enum Progress {
     Done(io::Result<()>),
     More,
@@ -541,8 +544,10 @@ fn answer(result: isize) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{DiskFile, FileQueue};
+    use super::{DiskFile, FileQueue, restricted_ring};
+    use io_uring::{opcode, squeue, types};
     use std::fs::{File, OpenOptions};
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::OpenOptionsExt;
 
     #[test]
@@ -567,5 +572,40 @@ mod tests {
         let read_only = DiskFile::new(File::open(file.path()).unwrap()).unwrap();
         assert!(!read_only.punches());
         assert_eq!(read_only.size().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_ring_is_for_its_disk_alone() {
+        let file = tempfile::tempfile().unwrap();
+        let Ok(mut ring) = restricted_ring(&file, 8) else {
+            println!("skipped: this kernel refuses io_uring");
+            return;
+        };
+        let mut buffer = [0; 16];
+        let other = types::Fd(file.as_raw_fd());
+        let requests = [
+            opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/etc/passwd".as_ptr()).build(),
+            opcode::OpenAt::new(types::Fd(0), c"/etc/passwd".as_ptr())
+                .build()
+                .flags(squeue::Flags::FIXED_FILE),
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            opcode::Fsync::new(other).build(),
+            opcode::Read::new(types::Fd(0), buffer.as_mut_ptr(), 16).build().flags(squeue::Flags::FIXED_FILE),
+        ];
+        for request in requests {
+            // SAFETY: the path is static and the buffer lives on.
+            unsafe { ring.submission().push(&request) }.unwrap();
+            ring.submit_and_wait(1).unwrap();
+            assert_eq!(ring.completion().next().unwrap().result(), -libc::EACCES, "{request:?}");
+        }
+        assert_eq!(
+            ring.submitter().register_files_update(0, &[0]).unwrap_err().raw_os_error(),
+            Some(libc::EACCES)
+        );
+        let fine = opcode::Fsync::new(types::Fd(0)).build().flags(squeue::Flags::FIXED_FILE);
+        // SAFETY: takes no memory.
+        unsafe { ring.submission().push(&fine) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        assert_eq!(ring.completion().next().unwrap().result(), 0);
     }
 }

@@ -3,7 +3,7 @@
 //! A PID namespace only holds for children, so the machine is a child of the process that `hostd` started. That process keeps its id,
 //! gives up everything else, waits, and ends as the machine ends. If it is killed, the kernel kills the machine.
 
-use super::{JailError, become_user};
+use super::{JailError, become_user, give_up, wall};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -31,8 +31,8 @@ impl Leash {
     /// # Errors
     /// When the kernel refuses, or the keeper is dead already.
     pub fn fasten(self) -> Result<(), JailError> {
-        let refused = |source| JailError::Refused { what: "tie the machine to its keeper", source };
-        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(refused)?;
+        let refused = wall("tie between the machine and its keeper", "start the monitor again");
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(&refused)?;
         // The keeper holds the other end of the pipe for as long as it lives, and never writes.
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::ZERO) {
@@ -49,10 +49,10 @@ impl Leash {
 /// # Errors
 /// When there is no second process.
 pub fn fork_keeper(config: &JailConfig, end: Option<&File>) -> Result<Fork, JailError> {
-    let refused = |what| move |source| JailError::Refused { what, source };
-    let (read, write) = pipe().map_err(refused("make a pipe"))?;
+    let refused = wall("process of its own", "see whether the host is short of processes or descriptors");
+    let (read, write) = pipe().map_err(&refused)?;
     // SAFETY: the process has a single thread at this point, so the child may do anything.
-    match unsafe { fork() }.map_err(refused("start the machine's process"))? {
+    match unsafe { fork() }.map_err(refused)? {
         ForkResult::Child => Ok(Fork::Machine(Leash(read))),
         ForkResult::Parent { child } => {
             // Closed with all the others.
@@ -67,8 +67,9 @@ pub fn fork_keeper(config: &JailConfig, end: Option<&File>) -> Result<Fork, Jail
 }
 
 fn keep(config: &JailConfig, end: Option<&File>, child: Pid) -> ExitCode {
-    if let Err(error) = become_user(config) {
-        // The machine is not to run under a keeper that is root.
+    // The kernel asks whether the keeper may signal the machine when it ends it with the keeper, so that stays allowed.
+    if let Err(error) = become_user(config).and_then(|()| give_up(false)) {
+        // The machine is not to run under a keeper that is root or sees the host's files.
         eprintln!("vmm: {error}");
         let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
     }

@@ -1,12 +1,15 @@
 //! What keeps a broken-into monitor harmless.
 //!
-//! [`enter`] makes the process somebody who owns nothing and sees nothing: own user, empty root directory, own namespaces.
-//! [`arm`] prepares seccomp filters, and [`confine`] applies one to the calling thread. Both happen before the first guest instruction.
+//! [`enter`] makes the process somebody who owns nothing and sees nothing: own user, empty root directory, own namespaces, no way to
+//! name a file (Landlock). [`arm`] prepares seccomp filters, and [`confine`] applies one to the calling thread. All of it happens before
+//! the first guest instruction, and a machine whose jail misses a wall does not start: [`JailError`] names the wall and the remedy.
+//! Landlock alone is left out on kernels that do not have it.
 
 #![allow(unsafe_code)]
 
 pub mod filters;
 mod keeper;
+pub mod landlock;
 mod root;
 
 pub use keeper::{Fork, fork_keeper};
@@ -43,71 +46,81 @@ pub enum JailError {
     /// A wrong configuration.
     #[error("the jail's user and group must not be root (uid {0}, gid {1})")]
     Root(u32, u32),
-    /// The system refused something that the jail cannot do without.
-    #[error("cannot {what}: {source}; is the monitor started as root?")]
-    Refused {
-        /// What was tried.
-        what: &'static str,
-        /// What it said.
+    /// No jail was configured.
+    #[error(
+        "the configuration names no jail; name a user and group of the machine's own, or, on a developer's machine only, start with --no-jail"
+    )]
+    Missing,
+    /// The system refused a wall of the jail.
+    #[error(
+        "the jail's {wall} cannot be set up: {source}; {remedy}, or, on a developer's machine only, start with --no-jail"
+    )]
+    Wall {
+        /// Which.
+        wall: &'static str,
+        /// What the system said.
         source: nix::Error,
+        /// What to do.
+        remedy: &'static str,
     },
     /// A filter is wrong.
     #[error("cannot build the system call filter: {0}")]
     Filter(String),
 }
 
-/// Which namespaces of our own there are.
-#[derive(Debug, Default)]
-pub struct Namespaces {
-    /// Mounts: the root directory may be emptied.
-    pub mount: bool,
-    /// PIDs, for children: see [`fork_keeper`].
-    pub pid: bool,
-    /// What is missing, as lines for the log.
-    pub missing: Vec<String>,
+const AS_ROOT: &str = "start the monitor as root with all capabilities";
+const NAMESPACES: &str =
+    "start the monitor as root where new namespaces are allowed (not in a container that forbids `unshare`)";
+
+fn wall(wall: &'static str, remedy: &'static str) -> impl Fn(nix::Error) -> JailError {
+    move |source| JailError::Wall { wall, source, remedy }
 }
 
-/// Leaves the namespaces of the host. What is not available is only said: the other walls stand without it.
-#[must_use]
-pub fn leave_namespaces() -> Namespaces {
-    let mut namespaces = Namespaces::default();
-    let mut leave = |flag, name| match unshare(flag) {
-        Ok(()) => true,
-        Err(error) => {
-            let line = format!("no {name} namespace of its own: {error}; the jail goes on without it");
-            namespaces.missing.push(line);
-            false
-        }
-    };
-    let mount = leave(CloneFlags::CLONE_NEWNS, "mount");
-    leave(CloneFlags::CLONE_NEWNET, "network");
-    leave(CloneFlags::CLONE_NEWIPC, "IPC");
-    leave(CloneFlags::CLONE_NEWUTS, "UTS");
-    let pid = leave(CloneFlags::CLONE_NEWPID, "PID");
-    Namespaces { mount, pid, ..namespaces }
-}
-
-/// Empties the root directory, sets limits, and becomes the jail's user. Returns lines for the log.
+/// Leaves the namespaces of the host. The PID namespace only holds for children: see [`fork_keeper`].
 ///
 /// # Errors
-/// When the process would go on as root: everything else is best effort.
-pub fn enter(config: &JailConfig, namespaces: &Namespaces) -> Result<Vec<String>, JailError> {
+/// When there is one that cannot be left.
+pub fn leave_namespaces() -> Result<(), JailError> {
+    for (flag, name) in [
+        (CloneFlags::CLONE_NEWNS, "mount namespace"),
+        (CloneFlags::CLONE_NEWNET, "network namespace"),
+        (CloneFlags::CLONE_NEWIPC, "IPC namespace"),
+        (CloneFlags::CLONE_NEWUTS, "UTS namespace"),
+        (CloneFlags::CLONE_NEWPID, "PID namespace"),
+    ] {
+        unshare(flag).map_err(wall(name, NAMESPACES))?;
+    }
+    Ok(())
+}
+
+/// Empties the root directory, sets limits, becomes the jail's user, and gives up the use of names. The namespaces have been left.
+///
+/// # Errors
+/// When one of the walls cannot be set up.
+pub fn enter(config: &JailConfig) -> Result<(), JailError> {
     if config.uid == 0 || config.gid == 0 {
         return Err(JailError::Root(config.uid, config.gid));
     }
-    let mut lines = Vec::new();
-    if namespaces.mount
-        && let Err(error) = root::empty()
-    {
-        lines.push(format!("no empty root directory: {error}; the jail goes on without it"));
-    }
+    root::empty().map_err(wall("empty root directory", AS_ROOT))?;
     for (resource, limit) in [(Resource::RLIMIT_CORE, 0), (Resource::RLIMIT_NOFILE, MAX_FDS)] {
-        if let Err(error) = setrlimit(resource, limit, limit) {
-            lines.push(format!("cannot limit {resource:?}: {error}"));
-        }
+        setrlimit(resource, limit, limit).map_err(wall("resource limits", AS_ROOT))?;
     }
     become_user(config)?;
-    Ok(lines)
+    give_up_names()
+}
+
+/// Gives up new privileges and, where the kernel can, every access by a name and signals to others. Needs no privilege itself.
+///
+/// # Errors
+/// When the kernel can and does not.
+pub fn give_up_names() -> Result<(), JailError> {
+    give_up(true)
+}
+
+fn give_up(signals: bool) -> Result<(), JailError> {
+    nix::sys::prctl::set_no_new_privs().map_err(wall("vow of no new privileges", AS_ROOT))?;
+    let remedy = "look for another program's sandbox around this one (16 Landlock layers are the limit)";
+    landlock::deny_all(signals).map(drop).map_err(wall("Landlock domain", remedy))
 }
 
 /// Becomes the jail's user for good.
@@ -115,12 +128,11 @@ pub fn enter(config: &JailConfig, namespaces: &Namespaces) -> Result<Vec<String>
 /// # Errors
 /// When the process is not root.
 pub fn become_user(config: &JailConfig) -> Result<(), JailError> {
-    let refused = |what| move |source| JailError::Refused { what, source };
     let (uid, gid) = (Uid::from_raw(config.uid), Gid::from_raw(config.gid));
-    setgroups(&[]).map_err(refused("drop supplementary groups"))?;
-    setresgid(gid, gid, gid).map_err(refused("become the jail's group"))?;
-    setresuid(uid, uid, uid).map_err(refused("become the jail's user"))?;
-    nix::sys::prctl::set_no_new_privs().map_err(refused("give up new privileges"))
+    setgroups(&[]).map_err(wall("drop of supplementary groups", AS_ROOT))?;
+    setresgid(gid, gid, gid).map_err(wall("own group", AS_ROOT))?;
+    setresuid(uid, uid, uid).map_err(wall("own user", AS_ROOT))?;
+    nix::sys::prctl::set_no_new_privs().map_err(wall("vow of no new privileges", AS_ROOT))
 }
 
 /// Makes a panic in any thread end the process at once, with one line: a machine without one of its threads must not go on, and the
@@ -157,7 +169,7 @@ pub fn arm() -> Result<(), JailError> {
     Ok(())
 }
 
-/// Locks the calling thread in for good. Does nothing in a process that was not armed (tests, tools).
+/// Locks the calling thread in for good. Does nothing in a process that was not armed (tests, tools, `--no-jail`).
 ///
 /// # Errors
 /// When the kernel refuses; the thread must not go on then.

@@ -46,8 +46,16 @@ fn forbidden_calls_kill() {
         // SAFETY: an ioctl on standard input that reads nothing from memory.
         unsafe { libc::ioctl(0, libc::TIOCSTI as _, c"x".as_ptr()) };
     };
+    let trace = || {
+        // SAFETY: asks to be traced; takes no memory.
+        unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) };
+    };
+    let remove = || drop(std::fs::remove_file("/tmp/there-is-no-such-file"));
+    let escape = || {
+        let _ = unshare(CloneFlags::CLONE_NEWUSER);
+    };
     for kind in KINDS {
-        for act in [open as fn(), socket, execute, code, process, device] {
+        for act in [open as fn(), socket, execute, code, process, device, trace, remove, escape] {
             let status = under(kind, act);
             assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGSYS, _)), "{kind:?}: {status:?}");
         }
@@ -68,37 +76,117 @@ fn allowed_calls_pass() {
     assert!(matches!(threads, WaitStatus::Exited(_, 0)), "{threads:?}");
 }
 
-#[test]
-fn the_jail_is_empty_and_unprivileged() {
-    // SAFETY: the child only enters the jail, looks around and ends; the allocator is safe after a fork with glibc.
+/// Runs `act` in a child, which answers with an exit code.
+fn child(act: impl FnOnce() -> i32) -> WaitStatus {
+    // SAFETY: the child does a few things alone and ends; the allocator is safe after a fork with glibc.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
-            let namespaces = leave_namespaces();
-            let config = JailConfig { uid: 64_001, gid: 64_001 };
-            let lines = enter(&config, &namespaces);
-            let empty = std::fs::read_dir("/").map(|entries| entries.count());
-            let code = match (lines, namespaces.mount, empty) {
-                (Ok(_), false, _) => 0,
-                (Ok(_), true, Ok(0)) if !Uid::effective().is_root() => {
-                    let back = setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0));
-                    i32::from(back.is_ok()) * 3
-                }
-                (Ok(_), true, _) => 2,
-                (Err(_), _, _) => 1,
-            };
-            // SAFETY: as above.
+            let code = act();
+            // SAFETY: ends the child without running the test harness's exit handlers.
             unsafe { libc::_exit(code) }
         }
-        ForkResult::Parent { child } => {
-            let status = waitpid(child, None).unwrap();
-            assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
-        }
+        ForkResult::Parent { child } => waitpid(child, None).unwrap(),
     }
+}
+
+/// Checks that all of these are true in a child; the first that is not is the child's exit code, from 100 on.
+fn all_hold(checks: impl FnOnce() -> Vec<bool>) {
+    let status = child(|| {
+        let wrong = checks().iter().position(|holds| !holds);
+        wrong.map_or(0, |index| 100 + i32::try_from(index).unwrap_or(0))
+    });
+    assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
+}
+
+fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
+}
+
+#[test]
+fn the_jail_is_empty_and_unprivileged() {
+    all_hold(|| {
+        if leave_namespaces().and_then(|()| enter(&JailConfig { uid: 64_001, gid: 64_001 })).is_err() {
+            return vec![false];
+        }
+        let back = setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0));
+        vec![
+            true,
+            !Uid::effective().is_root() && back.is_err(),
+            // The wall of names stands before that of the empty root: nothing can even be listed.
+            errno(std::fs::read_dir("/")).is_some(),
+            errno(std::fs::File::open("/etc/passwd")).is_some(),
+            errno(std::fs::File::create("/file")).is_some(),
+            std::process::Command::new("/bin/true").spawn().is_err(),
+            // The network namespace has a loopback that is down, and no other interface.
+            errno(std::net::TcpStream::connect("127.0.0.1:22")).is_some(),
+            // SAFETY: takes no memory; the parent is not ours to trace.
+            unsafe { libc::ptrace(libc::PTRACE_ATTACH, libc::getppid(), 0, 0) } == -1,
+        ]
+    });
+}
+
+#[test]
+fn nothing_has_a_name_behind_landlock() {
+    if landlock::version().unwrap().is_none() {
+        println!("skipped: this kernel has no Landlock");
+        return;
+    }
+    // As root, and without the filters: Landlock alone.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    all_hold(|| {
+        let kept = file.reopen();
+        if give_up_names().is_err() {
+            return vec![false];
+        }
+        let denied = Some(libc::EACCES);
+        vec![
+            true,
+            errno(std::fs::File::open(file.path())) == denied,
+            errno(std::fs::read_dir("/")) == denied,
+            errno(std::fs::remove_file(file.path())) == denied,
+            errno(std::fs::rename(file.path(), "/tmp/other")) == denied,
+            errno(std::process::Command::new("/bin/true").status()) == denied,
+            opened_by_a_ring() == Some(-libc::EACCES),
+            // What is open stays usable.
+            kept.is_ok_and(|kept| kept.set_len(4096).is_ok()),
+        ]
+    });
+}
+
+/// What opening `/etc/passwd` through a ring answers: the way around system call filters.
+fn opened_by_a_ring() -> Option<i32> {
+    let mut ring = match io_uring::IoUring::new(2) {
+        Ok(ring) => ring,
+        // Switched off on this host: nothing opens that way either.
+        Err(_) => return Some(-libc::EACCES),
+    };
+    let at = io_uring::types::Fd(libc::AT_FDCWD);
+    let open = io_uring::opcode::OpenAt::new(at, c"/etc/passwd".as_ptr()).build();
+    // SAFETY: the path is static.
+    unsafe { ring.submission().push(&open) }.ok()?;
+    ring.submit_and_wait(1).ok()?;
+    ring.completion().next().map(|entry| entry.result())
+}
+
+#[test]
+fn a_wall_that_cannot_be_set_up_is_named_with_its_remedy() {
+    // An unprivileged process, on whatever host.
+    let status = child(|| {
+        let _ = setgroups(&[]);
+        let user = Uid::from_raw(64_002);
+        if setresuid(user, user, user).is_err() {
+            return 1;
+        }
+        let text = leave_namespaces().map_err(|error| error.to_string()).unwrap_err();
+        let named = text.starts_with("the jail's mount namespace cannot be set up: EPERM");
+        i32::from(!named || !text.contains("as root") || !text.contains("--no-jail")) * 2
+    });
+    assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
 }
 
 #[test]
 fn root_is_no_jail() {
-    let error = enter(&JailConfig { uid: 0, gid: 5 }, &Namespaces::default()).unwrap_err();
+    let error = enter(&JailConfig { uid: 0, gid: 5 }).unwrap_err();
     assert!(error.to_string().contains("must not be root"));
 }
 

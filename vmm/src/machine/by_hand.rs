@@ -44,6 +44,9 @@ pub struct RunArgs {
     /// Name of an existing tap device; may be repeated
     #[arg(long = "tap")]
     pub taps: Vec<String>,
+    /// Do without system call filters and Landlock: on a developer's machine only
+    #[arg(long)]
+    pub no_jail: bool,
     /// KVM device
     #[arg(long, default_value = "/dev/kvm", hide = true)]
     pub kvm: PathBuf,
@@ -107,25 +110,31 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
         id: ServerId::new(),
         identity: Identity::default(),
     };
+    let taps = args.taps.iter().map(|name| open_tap(name)).collect::<Result<Vec<_>, _>>()?;
+    let mut disks = Vec::with_capacity(args.disks.len());
+    for path in &args.disks {
+        let read_only = std::fs::metadata(path).is_ok_and(|meta| meta.permissions().readonly());
+        disks.push((path, open("disk", path, !read_only, "")?, read_only));
+    }
+    // Before the first thread is started: what a thread inherits is what it was started with.
+    if !args.no_jail {
+        jail::give_up_names()?;
+        jail::arm()?;
+    }
     let mut built = build(setup)?;
     let plugged = |error| RunError::Build(BuildError::Device(error));
     let (role, device) = devices::entropy().map_err(plugged)?;
     built.slots().plug(role, device, false).map_err(plugged)?;
-    for (index, name) in (0u8..).zip(&args.taps) {
-        let tap = open_tap(name)?;
-        let (role, device) =
-            devices::nic(PortId::new(), tap, Mac([2, 0, 0, 0, 0, index + 1]), MTU).map_err(plugged)?;
+    for (index, tap) in (1u8..).zip(taps) {
+        let mac = Mac([2, 0, 0, 0, 0, index]);
+        let (role, device) = devices::nic(PortId::new(), tap, mac, MTU).map_err(plugged)?;
         built.slots().plug(role, device, false).map_err(plugged)?;
     }
-    for path in &args.disks {
-        let read_only = std::fs::metadata(path).is_ok_and(|meta| meta.permissions().readonly());
-        let file = open("disk", path, !read_only, "")?.into();
-        let (role, device) =
-            devices::disk(path.display().to_string(), file, read_only, "").map_err(plugged)?;
+    for (path, file, read_only) in disks {
+        let made = devices::disk(path.display().to_string(), file.into(), read_only, "");
+        let (role, device) = made.map_err(plugged)?;
         built.slots().plug(role, device, false).map_err(plugged)?;
     }
-    jail::arm()?;
-    nix::sys::prctl::set_no_new_privs().map_err(std::io::Error::from)?;
     let terminal = RawTerminal::enter();
     let typed = Typed::new(std::io::stdin().as_fd().try_clone_to_owned()?);
     let machine = built.start(jail::confine_vcpu)?;

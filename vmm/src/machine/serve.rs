@@ -45,8 +45,10 @@ pub enum ServeError {
 }
 
 /// Serves the machine that the configuration on a descriptor describes, until it ends. Returns the process's exit status.
+///
+/// Unless `jailed`, every wall of the jail is left out: for developers without root, never for guests of others.
 #[must_use]
-pub fn main_serve(config_fd: Fd) -> ExitCode {
+pub fn main_serve(config_fd: Fd, jailed: bool) -> ExitCode {
     jail::panics_end_it();
     let config = match read_config(config_fd) {
         Ok(config) => config,
@@ -63,7 +65,7 @@ pub fn main_serve(config_fd: Fd) -> ExitCode {
             return ExitCode::from(EndReason::NotStarted.exit_code());
         }
     };
-    let end = match serve(&config, &mut descriptors, end_file.as_ref()) {
+    let end = match serve(&config, &mut descriptors, end_file.as_ref(), jailed) {
         Ok(Served::Ended(end)) => end,
         Ok(Served::Kept(status)) => return status,
         Err(error) => {
@@ -95,27 +97,25 @@ fn serve(
     config: &MachineConfig,
     descriptors: &mut Descriptors,
     end: Option<&File>,
+    jailed: bool,
 ) -> Result<Served, ServeError> {
     check(config)?;
-    if let Some(to_be) = &config.jail {
-        let namespaces = jail::leave_namespaces();
-        let mut lines = namespaces.missing.clone();
-        let mut leash = None;
-        if namespaces.pid {
-            match jail::fork_keeper(to_be, end)? {
-                Fork::Ended(status) => return Ok(Served::Kept(status)),
-                Fork::Machine(own) => leash = Some(own),
-            }
-        }
-        lines.extend(jail::enter(to_be, &namespaces)?);
-        if let Some(leash) = leash {
-            leash.fasten()?;
-        }
-        for line in lines {
-            eprintln!("vmm: machine {}: {line}", config.id);
-        }
+    if jailed {
+        let to_be = config.jail.as_ref().ok_or(JailError::Missing)?;
+        jail::leave_namespaces()?;
+        let leash = match jail::fork_keeper(to_be, end)? {
+            Fork::Ended(status) => return Ok(Served::Kept(status)),
+            Fork::Machine(leash) => leash,
+        };
+        jail::enter(to_be)?;
+        leash.fasten()?;
+        jail::arm()?;
+    } else {
+        eprintln!(
+            "vmm: machine {}: --no-jail: a guest that breaks into this process has its user's rights",
+            config.id
+        );
     }
-    jail::arm()?;
 
     let console = ConsoleLog::new(
         descriptors.take(*config.console_fds.first().unwrap_or(&-1))?.into(),

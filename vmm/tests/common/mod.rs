@@ -44,7 +44,10 @@ pub struct Plan {
     pub vcpus: u32,
     pub disks: Vec<(String, File, bool)>,
     pub nics: Vec<(PortId, OwnedFd, Mac)>,
+    /// Whether the configuration names a jail.
     pub jailed: bool,
+    /// Whether the monitor is told to do without one.
+    pub no_jail: bool,
     /// Whether the host allows new namespaces.
     pub namespaces: bool,
 }
@@ -60,6 +63,7 @@ impl Plan {
             disks: Vec::new(),
             nics: Vec::new(),
             jailed: true,
+            no_jail: false,
             namespaces: true,
         }
     }
@@ -187,6 +191,9 @@ impl Guest {
         let log = directory.path().join("log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
         command.args(["serve", "--config-fd", &config_fd.to_string()]);
+        if plan.no_jail {
+            command.arg("--no-jail");
+        }
         command.stderr(File::create(&log).unwrap()).stdout(std::process::Stdio::null());
         let sources: Vec<i32> = given.iter().map(AsRawFd::as_raw_fd).collect();
         let deny = (!plan.namespaces).then(no_unshare);
