@@ -16,6 +16,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// `netd`'s descriptor socket, where taps come from.
     pub netd_fd_socket: PathBuf,
+    /// The folder that disks are opened from, and no other.
+    pub disks_dir: PathBuf,
+    /// The folder that kernels and initial RAM disks are read from, and no other.
+    pub kernels_dir: PathBuf,
     /// The `vmm` program; beside this program when it is not given.
     #[serde(default = "vmm_beside")]
     pub vmm: PathBuf,

@@ -213,7 +213,7 @@ mod tests {
     fn config(text: &str) -> Config {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hostd.toml");
-        let base = "run_dir = '/run/x'\nstate_dir = '/var/x'\nnetd_fd_socket = '/run/x/netd.fd.sock'\n";
+        let base = "run_dir = '/run/x'\nstate_dir = '/var/x'\nnetd_fd_socket = '/run/x/netd.fd.sock'\ndisks_dir = '/d'\nkernels_dir = '/k'\n";
         std::fs::write(&path, format!("{base}{text}")).unwrap();
         base::config::load(&path).unwrap()
     }

@@ -6,6 +6,7 @@
 
 pub mod cgroup;
 pub mod config;
+pub mod confine;
 pub mod console;
 pub mod durable;
 pub mod fault;

@@ -4,12 +4,13 @@
 //! that fails half way leaves nothing.
 #![allow(unsafe_code)]
 
+use crate::confine;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Deserialize;
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -38,6 +39,10 @@ const INITRD_MAX: u64 = 512 << 20;
 pub struct Resources {
     /// `netd`'s descriptor socket.
     pub netd_fd_socket: PathBuf,
+    /// Where disks are.
+    pub disks_dir: PathBuf,
+    /// Where kernels and initial RAM disks are.
+    pub kernels_dir: PathBuf,
     /// The `vmm` program, which also reads boot entries.
     pub vmm: PathBuf,
 }
@@ -71,23 +76,13 @@ impl Resources {
     /// Opens a disk's file as the guest may use it, through the page cache.
     ///
     /// # Errors
-    /// `Missing` when the file is not there, else what the file system says.
+    /// Those of [`confine::open`]; `Invalid` when it is empty.
     pub fn disk(&self, disk: &DiskSpec) -> Result<File, Refused> {
-        let file =
-            OpenOptions::new().read(true).write(!disk.read_only).open(&disk.path).map_err(|error| {
-                let message = format!("cannot open disk {} at {}: {error}", disk.key, disk.path.display());
-                match error.kind() {
-                    io::ErrorKind::NotFound => Refused::missing(message),
-                    _ => Refused::internal(message),
-                }
-            })?;
+        let what = format!("disk {}", disk.key);
+        let file = confine::open(&self.disks_dir, &disk.path, !disk.read_only, &what)?;
         match file.metadata() {
-            Ok(facts) if facts.is_file() && facts.len() > 0 => Ok(file),
-            Ok(_) => Err(Refused::invalid(format!(
-                "disk {} at {} is not a file with a size",
-                disk.key,
-                disk.path.display()
-            ))),
+            Ok(facts) if facts.len() > 0 => Ok(file),
+            Ok(_) => Err(Refused::invalid(format!("disk {} at {} is empty", disk.key, disk.path.display()))),
             Err(error) => Err(Refused::internal(format!("cannot look at disk {}: {error}", disk.key))),
         }
     }
@@ -135,8 +130,11 @@ impl Resources {
     pub fn boot(&self, spec: &ServerSpec, disks: &[File], user: u32) -> Result<BootFiles, Refused> {
         match &spec.boot {
             Boot::Kernel { kernel, initrd, command_line } => Ok(BootFiles {
-                kernel: copy(kernel, "kernel", KERNEL_MAX)?,
-                initrd: initrd.as_deref().map(|path| copy(path, "initrd", INITRD_MAX)).transpose()?,
+                kernel: copy(&self.kernels_dir, kernel, "kernel", KERNEL_MAX)?,
+                initrd: initrd
+                    .as_deref()
+                    .map(|path| copy(&self.kernels_dir, path, "initrd", INITRD_MAX))
+                    .transpose()?,
                 command_line: command_line.clone(),
             }),
             Boot::Disk => match disks.first() {
@@ -293,15 +291,11 @@ fn memory(name: &str) -> io::Result<File> {
 }
 
 /// Copies a file of the pool to memory: the guest's process, which may not read the pool, opens it again by number.
-fn copy(path: &Path, what: &str, limit: u64) -> Result<File, Refused> {
+fn copy(folder: &Path, path: &Path, what: &str, limit: u64) -> Result<File, Refused> {
     let trouble = |error: io::Error| {
-        let message = format!("cannot read the {what} at {}: {error}", path.display());
-        match error.kind() {
-            io::ErrorKind::NotFound => Refused::missing(message),
-            _ => Refused::internal(message),
-        }
+        Refused::internal(format!("cannot read the {what} at {}: {error}", path.display()))
     };
-    let mut from = File::open(path).map_err(trouble)?;
+    let mut from = confine::open(folder, path, false, &format!("the {what}"))?;
     let length = from.metadata().map_err(trouble)?.len();
     if length == 0 || length > limit {
         return Err(Refused::invalid(format!(
@@ -326,7 +320,12 @@ mod tests {
         std::fs::write(&vmm, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&vmm, std::fs::Permissions::from_mode(0o755)).unwrap();
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Resources { netd_fd_socket: dir.join("none.sock"), vmm }
+        Resources {
+            netd_fd_socket: dir.join("none.sock"),
+            disks_dir: dir.to_owned(),
+            kernels_dir: dir.to_owned(),
+            vmm,
+        }
     }
 
     #[test]
@@ -373,10 +372,24 @@ mod tests {
         assert_eq!(refused.kind, RefusedKind::Missing);
         assert!(refused.message.contains("root"), "{refused}");
         assert!(resources.disk(&disk(dir.path())).is_err());
+        // What hostd may read is not what a server may have.
+        let other = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(other.path(), "secret").unwrap();
+        std::os::unix::fs::symlink(other.path(), dir.path().join("link")).unwrap();
+        for path in [other.path().to_owned(), dir.path().join("link")] {
+            assert_eq!(resources.disk(&disk(&path)).unwrap_err().kind, RefusedKind::Invalid, "{path:?}");
+            assert_eq!(copy(dir.path(), &path, "kernel", 10).unwrap_err().kind, RefusedKind::Invalid);
+        }
         std::fs::write(dir.path().join("empty"), "").unwrap();
         assert_eq!(resources.disk(&disk(&dir.path().join("empty"))).unwrap_err().kind, RefusedKind::Invalid);
-        assert_eq!(copy(&dir.path().join("empty"), "kernel", 10).unwrap_err().kind, RefusedKind::Invalid);
+        assert_eq!(
+            copy(dir.path(), &dir.path().join("empty"), "kernel", 10).unwrap_err().kind,
+            RefusedKind::Invalid
+        );
         std::fs::write(dir.path().join("big"), "12345678901").unwrap();
-        assert_eq!(copy(&dir.path().join("big"), "kernel", 10).unwrap_err().kind, RefusedKind::Invalid);
+        assert_eq!(
+            copy(dir.path(), &dir.path().join("big"), "kernel", 10).unwrap_err().kind,
+            RefusedKind::Invalid
+        );
     }
 }

@@ -44,7 +44,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Fail
 /// All hypervisors, so that machines of one are still looked after when another is chosen for new ones.
 #[must_use]
 pub fn fleet(config: &Config, chosen: &Chosen) -> Fleet {
-    let resources = Resources { netd_fd_socket: config.netd_fd_socket.clone(), vmm: config.vmm.clone() };
+    let resources = Resources {
+        netd_fd_socket: config.netd_fd_socket.clone(),
+        disks_dir: config.disks_dir.clone(),
+        kernels_dir: config.kernels_dir.clone(),
+        vmm: config.vmm.clone(),
+    };
     Fleet {
         all: vec![
             Arc::new(Vmm::new(config.vmm.clone(), resources.clone())),

@@ -35,10 +35,12 @@ impl Lab {
         let cgroup = format!("ferrostack-test-{}", ServerId::new().short());
         let path = |name: &str| dir.path().join(name);
         let text = format!(
-            "name = 'lab'\nrun_dir = {:?}\nstate_dir = {:?}\nnetd_fd_socket = {:?}\nvmm = {:?}\nhypervisor = '{hypervisor}'\ncgroup_parent = '{cgroup}'\n{more}\n",
+            "name = 'lab'\nrun_dir = {:?}\nstate_dir = {:?}\nnetd_fd_socket = {:?}\ndisks_dir = {:?}\nkernels_dir = {:?}\nvmm = {:?}\nhypervisor = '{hypervisor}'\ncgroup_parent = '{cgroup}'\n{more}\n",
             path("run"),
             path("state"),
             path("netd.fd.sock"),
+            dir.path(),
+            dir.path(),
             vmm_program(),
         );
         std::fs::write(path("hostd.toml"), text).unwrap();
