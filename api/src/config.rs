@@ -44,6 +44,9 @@ pub struct Config {
     /// Policy rules that replace the defaults: `[policy.compute] "os_compute_api:servers:create" = "role:admin"`.
     #[serde(default)]
     pub policy: BTreeMap<String, BTreeMap<String, String>>,
+    /// Whether whoever reads the code on the console may fetch the credentials over the network, once.
+    #[serde(default)]
+    pub claim: bool,
     /// Worker threads of the runtime.
     #[serde(default = "default_threads")]
     pub threads: usize,

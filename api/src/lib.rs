@@ -12,6 +12,7 @@
 
 pub mod app;
 pub mod bootstrap;
+pub mod claim;
 pub mod compute;
 pub mod config;
 pub mod identity;

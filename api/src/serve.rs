@@ -1,6 +1,7 @@
 //! `api serve`: listeners, workers, reconcilers.
 
 use crate::app::{self, App, Shared};
+use crate::claim::Claim;
 use crate::config::Config;
 use crate::identity::Tokens;
 use crate::tls::Files;
@@ -45,6 +46,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Tr
     };
     let app = App::open(config).await.map_err(|fault| plain(&fault))?;
     let router = router(&app)?;
+    let claim = if app.config.claim { Some(Arc::new(Claim::open(&app.config.state_dir)?)) } else { None };
     let internal = internal(&app, &shutdown)?;
     start_work(&app, &shutdown);
 
@@ -52,6 +54,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Tr
     let server = Server {
         app: app.clone(),
         router,
+        claim,
         room: Arc::new(Semaphore::new(CONNECTIONS)),
         connections: connections.clone(),
         shutdown: shutdown.clone(),
@@ -187,6 +190,7 @@ pub fn start_work(app: &Shared, shutdown: &CancellationToken) {
 struct Server {
     app: Shared,
     router: Arc<Router<App>>,
+    claim: Option<Arc<Claim>>,
     room: Arc<Semaphore>,
     connections: TaskTracker,
     shutdown: CancellationToken,
@@ -265,6 +269,12 @@ impl Server {
             return response;
         }
         let mut request = request.map(Body::new);
+        if from.tls
+            && request.uri().path() == "/claim"
+            && let Some(claim) = &self.claim
+        {
+            return claim.answer(request).await;
+        }
         request.extensions_mut().insert(from);
         self.router.handle(request).await
     }

@@ -134,6 +134,7 @@ impl Cloud {
             trust_forwarded: false,
             policy: std::collections::BTreeMap::new(),
             threads: 2,
+            claim: false,
             task_width: 8,
         };
         std::fs::create_dir_all(&config.state_dir).expect("a folder for keys");

@@ -1,12 +1,14 @@
 //! The box's own CA and the server certificate it signs. Clients trust the CA's certificate, which bootstrap gives them;
 //! the CA's key never leaves this folder.
 
+use base64::Engine;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::Digest;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::IpAddr;
@@ -63,6 +65,26 @@ impl Files {
     #[must_use]
     pub fn ca(&self) -> PathBuf {
         self.dir.join("ca.pem")
+    }
+
+    /// Names and addresses that the server certificate is good for.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<String> {
+        let text = std::fs::read_to_string(self.at("server.names")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// The SHA-256 of the server's public key, as curl's `--pinnedpubkey` takes it (RFC 7469, section 2.4).
+    ///
+    /// # Errors
+    /// When there is no server certificate yet.
+    pub fn pin(&self) -> Result<String, TlsError> {
+        use rcgen::PublicKeyData;
+        let path = self.at("server.key");
+        let key = KeyPair::from_pem(&read(&path)?)
+            .map_err(|why| TlsError::Certificate { path, why: why.to_string() })?;
+        let digest = sha2::Sha256::digest(key.subject_public_key_info());
+        Ok(format!("sha256//{}", base64::engine::general_purpose::STANDARD.encode(digest)))
     }
 
     fn at(&self, name: &str) -> PathBuf {
