@@ -116,7 +116,10 @@ impl Claim {
                     && let Err(error) = tls::write(&self.done(), "", 0o600)
                 {
                     tracing::error!(%error, "the claim could not be recorded");
-                    return text(StatusCode::INTERNAL_SERVER_ERROR, "the claim could not be recorded; try again");
+                    return text(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        "the claim could not be recorded; try again",
+                    );
                 }
                 tracing::info!("the box was claimed");
                 let mut response = Response::new(Body::from(archive));
@@ -127,7 +130,10 @@ impl Claim {
             }
             Err(error) => {
                 tracing::error!(%error, "the credentials could not be packed");
-                text(StatusCode::INTERNAL_SERVER_ERROR, "the credentials could not be read; see the box's log")
+                text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the credentials could not be read; see the box's log",
+                )
             }
         }
     }
@@ -153,7 +159,9 @@ impl Claim {
             let mut head = tar::Header::new_ustar();
             head.set_mode(mode);
             head.set_size(content.len() as u64);
-            head.set_mtime(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |at| at.as_secs()));
+            head.set_mtime(
+                SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |at| at.as_secs()),
+            );
             archive.append_data(&mut head, name, content.as_bytes())?;
         }
         archive.into_inner()
@@ -187,7 +195,9 @@ fn with_host(text: &str, host: &str) -> String {
 /// Compares without telling by its time where the difference is. Case and dashes do not count: people type this.
 fn same(code: &str, given: &str) -> bool {
     let plain = |text: &str| {
-        Sha256::digest(text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase())
+        Sha256::digest(
+            text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase(),
+        )
     };
     plain(code) == plain(given)
 }
@@ -203,7 +213,9 @@ fn new_code() -> Result<String, Trouble> {
 fn text(status: StatusCode, sentence: &str) -> Response<Body> {
     let mut response = Response::new(Body::from(format!("{sentence}\n")));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
@@ -216,9 +228,11 @@ mod tests {
         let names = ["localhost", "127.0.0.1"].into_iter().map(str::to_owned).collect();
         Files::new(dir.path()).ensure(&names).unwrap();
         let ca = dir.path().join("ca.pem").display().to_string();
-        let clouds = format!("clouds:\n  a:\n    auth_url: https://10.0.2.15:443/identity/v3\n    cacert: {ca}\n");
+        let clouds =
+            format!("clouds:\n  a:\n    auth_url: https://10.0.2.15:443/identity/v3\n    cacert: {ca}\n");
         std::fs::write(dir.path().join("clouds.yaml"), clouds).unwrap();
-        std::fs::write(dir.path().join("openrc"), "export OS_AUTH_URL=https://10.0.2.15:443/identity/v3\n").unwrap();
+        std::fs::write(dir.path().join("openrc"), "export OS_AUTH_URL=https://10.0.2.15:443/identity/v3\n")
+            .unwrap();
         let mut claim = Claim::open(dir.path()).unwrap();
         claim.penalty = Duration::from_millis(1);
         (dir, claim)

@@ -135,7 +135,9 @@ fn run_in(
         memory,
         network: format!(",hostfwd=tcp:127.0.0.1:{port}-:443"),
     });
-    println!("starting it in QEMU; what its console calls https://ADDRESS is https://127.0.0.1:{port} here; Ctrl-A X ends it");
+    println!(
+        "starting it in QEMU; what its console calls https://ADDRESS is https://127.0.0.1:{port} here; Ctrl-A X ends it"
+    );
     qemu.args([
         "-chardev",
         "stdio,id=console,mux=on,signal=off",
