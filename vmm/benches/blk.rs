@@ -26,9 +26,9 @@ fn request_path(criterion: &mut Criterion) {
     let file = tempfile::tempfile().expect("a temporary file");
     file.set_len(64 << 20).expect("room");
     for (name, io_uring) in [("io_uring", true), ("plain", false)] {
-        let config = BlkConfig { read_only: false, serial: "bench".into(), io_uring };
-        let disk = DiskFile::new(file.try_clone().expect("a descriptor")).expect("a file");
-        let mut blk = Blk::new(disk, &config, unconfined()).expect("a disk");
+        let config = BlkConfig { serial: "bench".into(), io_uring, ..BlkConfig::default() };
+        let disk = DiskFile::new(file.try_clone().expect("a descriptor"), 512).expect("a file");
+        let mut blk = Blk::new(disk, &config, unconfined).expect("a disk");
         let memory = memory();
         let mut ring = Ring::new(&memory, 0, 256);
         let interrupt = Arc::new(Counter::default());

@@ -12,7 +12,7 @@ use common::{Guest, Plan, file};
 use std::os::fd::AsFd;
 use wire::MiB;
 use wire::ids::{Mac, PortId};
-use wire::machine::{EndReason, MachineCall, MachineReply};
+use wire::machine::{BlockSize, EndReason, Limits, MachineCall, MachineReply};
 
 #[test]
 fn linux_boots_and_takes_disks_in_and_out() {
@@ -44,8 +44,13 @@ fn linux_boots_and_takes_disks_in_and_out() {
 
     let volume = file(&vec![0; 4 << 20]);
     for round in 0..2 {
-        let plug =
-            MachineCall::PlugDisk { key: "volume".into(), read_only: false, serial: "volume-serial".into() };
+        let plug = MachineCall::PlugDisk {
+            key: "volume".into(),
+            read_only: false,
+            serial: "volume-serial".into(),
+            block_size: BlockSize::default(),
+            limits: Limits::default(),
+        };
         assert_eq!(guest.call_with(&plug, Some(volume.as_fd())), MachineReply::Done);
         guest.wait_status(|status| status.disks.len() == 2 && status.disks.iter().all(|disk| disk.driver_ok));
         guest.wait_console_times("L2: disk vdb 8192 serial volume-serial", round + 1);

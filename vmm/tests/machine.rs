@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 use wire::MiB;
 use wire::ids::{Mac, PortId};
-use wire::machine::{EndReason, MachineCall, MachineReply, MachineState};
+use wire::machine::{BlockSize, EndReason, Limits, MachineCall, MachineReply, MachineState};
 
 /// First slot of disks.
 const DISK_SLOT: u8 = 10;
@@ -155,7 +155,13 @@ fn a_disk_comes_and_goes_while_the_guest_runs() {
     let mut guest = Guest::start(Plan::new(asm.elf()));
     guest.wait_console("ready");
     let disk = file(&[0; 8192]);
-    let plug = |key: &str| MachineCall::PlugDisk { key: key.into(), read_only: false, serial: "s".into() };
+    let plug = |key: &str| MachineCall::PlugDisk {
+        key: key.into(),
+        read_only: false,
+        serial: "s".into(),
+        block_size: BlockSize::default(),
+        limits: Limits::default(),
+    };
     let refused = guest.call(&plug("volume"));
     assert!(
         matches!(&refused, MachineReply::Refused(why) if why.message.contains("descriptor")),

@@ -102,6 +102,49 @@ pub struct JailConfig {
     pub gid: u32,
 }
 
+/// A rate: a bucket of `burst` tokens that fills with `per_second`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Tokens that come each second, not 0.
+    pub per_second: u64,
+    /// Tokens that can be saved up, not 0.
+    pub burst: u64,
+}
+
+/// Limits of a device; `None` is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes moved.
+    #[serde(default)]
+    pub bytes: Option<Limit>,
+    /// Requests or packets.
+    #[serde(default)]
+    pub operations: Option<Limit>,
+}
+
+/// The unit in which a guest reads and writes a disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlockSize {
+    /// 512 bytes.
+    #[default]
+    #[serde(rename = "512")]
+    B512,
+    /// 4096 bytes: for file systems and devices that can do no less directly. Not every image boots from such a disk.
+    #[serde(rename = "4096")]
+    B4096,
+}
+
+impl BlockSize {
+    /// In bytes.
+    #[must_use]
+    pub fn bytes(self) -> u32 {
+        match self {
+            Self::B512 => 512,
+            Self::B4096 => 4096,
+        }
+    }
+}
+
 /// A disk, with its raw file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskConfig {
@@ -113,6 +156,12 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// virtio-blk serial: printable ASCII; the guest sees the first 20 bytes.
     pub serial: String,
+    /// Unit of all requests.
+    #[serde(default)]
+    pub block_size: BlockSize,
+    /// Limits from the start; [`MachineCall::LimitDisk`] changes them.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// A network interface, with its tap.
@@ -157,6 +206,19 @@ pub enum MachineCall {
         read_only: bool,
         /// virtio-blk serial: printable ASCII; the guest sees the first 20 bytes.
         serial: String,
+        /// Unit of all requests.
+        #[serde(default)]
+        block_size: BlockSize,
+        /// Limits from the start.
+        #[serde(default)]
+        limits: Limits,
+    },
+    /// Changes what a disk may move, at once.
+    LimitDisk {
+        /// Which disk.
+        key: String,
+        /// Its limits from now on.
+        limits: Limits,
     },
     /// Asks the guest to give a disk back. It is gone once [`MachineStatus::disks`] does not list it any more: the
     /// guest must agree. Harmless when there is no such disk, and asks again when repeated.
@@ -297,10 +359,34 @@ mod tests {
 
     #[test]
     fn calls_keep_their_words_on_the_wire() {
-        let call = MachineCall::PlugDisk { key: "v1".into(), read_only: true, serial: "abc".into() };
+        let limits = Limits { bytes: Some(Limit { per_second: 5, burst: 6 }), operations: None };
+        let call = MachineCall::PlugDisk {
+            key: "v1".into(),
+            read_only: true,
+            serial: "abc".into(),
+            block_size: BlockSize::B4096,
+            limits,
+        };
         let text = serde_json::to_string(&call).unwrap();
-        assert_eq!(text, r#"{"call":"plug_disk","key":"v1","read_only":true,"serial":"abc"}"#);
+        assert_eq!(
+            text,
+            concat!(
+                r#"{"call":"plug_disk","key":"v1","read_only":true,"serial":"abc","block_size":"4096","#,
+                r#""limits":{"bytes":{"per_second":5,"burst":6},"operations":null}}"#
+            )
+        );
         assert_eq!(serde_json::from_str::<MachineCall>(&text).unwrap(), call);
+        // As a daemon of the previous version says it.
+        let old = r#"{"call":"plug_disk","key":"v1","read_only":true,"serial":"abc"}"#;
+        let (block_size, limits) = (BlockSize::B512, Limits::default());
+        let as_now = MachineCall::PlugDisk {
+            key: "v1".into(),
+            read_only: true,
+            serial: "abc".into(),
+            block_size,
+            limits,
+        };
+        assert_eq!(serde_json::from_str::<MachineCall>(old).unwrap(), as_now);
         assert_eq!(serde_json::from_str::<MachineCall>(r#"{"call":"pause"}"#).unwrap(), MachineCall::Pause);
         let end = MachineEnd { reason: EndReason::TripleFault, detail: String::new() };
         assert_eq!(serde_json::to_string(&end).unwrap(), r#"{"reason":"triple_fault","detail":""}"#);

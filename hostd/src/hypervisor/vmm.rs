@@ -24,8 +24,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wire::host::{DiskSpec, NicSpec};
 use wire::machine::{
-    DiskConfig, EndReason, Identity, JailConfig, MachineCall, MachineConfig, MachineEnd, MachineReply,
-    MachineState, MachineStatus, NicConfig,
+    BlockSize, DiskConfig, EndReason, Identity, JailConfig, Limits, MachineCall, MachineConfig, MachineEnd,
+    MachineReply, MachineState, MachineStatus, NicConfig,
 };
 use wire::{Refused, RefusedKind};
 
@@ -188,6 +188,8 @@ fn disk_config(disk: &DiskSpec, file: &File) -> DiskConfig {
         fd: file.as_raw_fd(),
         read_only: disk.read_only,
         serial: disk.serial.clone(),
+        block_size: BlockSize::default(),
+        limits: Limits::default(),
     }
 }
 
@@ -317,7 +319,11 @@ impl VmmMachine {
                 let spec = disk.clone();
                 let file = blocking(move || resources.disk(&spec)).await?;
                 let DiskSpec { key, path: _, read_only, serial } = disk;
-                (MachineCall::PlugDisk { key, read_only, serial }, Some(OwnedFd::from(file)))
+                let (block_size, limits) = (BlockSize::default(), Limits::default());
+                (
+                    MachineCall::PlugDisk { key, read_only, serial, block_size, limits },
+                    Some(OwnedFd::from(file)),
+                )
             }
             Control::PlugNic(NicSpec { port, mac, mtu }) => {
                 let tap = blocking(move || resources.tap(port)).await?;

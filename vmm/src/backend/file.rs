@@ -38,16 +38,16 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
-    /// Takes over an open raw file. A file opened with `O_DIRECT` on a file system that cannot read single
-    /// sectors that way is switched to buffered access.
+    /// Takes over an open raw file, to be used in blocks of `block` bytes. A file opened with `O_DIRECT` on a file
+    /// system that cannot read single blocks that way is switched to buffered access.
     ///
     /// # Errors
     /// When the kernel does not answer about it.
-    pub fn new(file: File) -> io::Result<Self> {
+    pub fn new(file: File, block: u32) -> io::Result<Self> {
         let flags = OFlag::from_bits_retain(fcntl(file.as_fd(), FcntlArg::F_GETFL)?);
         let mut memory_align = None;
         if flags.contains(OFlag::O_DIRECT) {
-            memory_align = direct_alignment(&file);
+            memory_align = direct_alignment(&file, block);
             if memory_align.is_none() {
                 fcntl(file.as_fd(), FcntlArg::F_SETFL(flags - OFlag::O_DIRECT))?;
             }
@@ -92,8 +92,8 @@ impl DiskFile {
     }
 }
 
-/// The memory alignment that direct access wants, when it can transfer single sectors.
-fn direct_alignment(file: &File) -> Option<usize> {
+/// The memory alignment that direct access wants, when it can transfer single blocks.
+fn direct_alignment(file: &File, block: u32) -> Option<usize> {
     let mut answer: libc::statx = unsafe_zeroed();
     // SAFETY: an empty path with AT_EMPTY_PATH asks about the descriptor itself; `answer` is a valid place
     // for the answer.
@@ -107,17 +107,18 @@ fn direct_alignment(file: &File) -> Option<usize> {
         )
     };
     if asked == 0 && answer.stx_mask & libc::STATX_DIOALIGN != 0 {
-        let sectors = (1..=SECTOR).contains(&u64::from(answer.stx_dio_offset_align));
-        return sectors
+        let blocks = (1..=block).contains(&answer.stx_dio_offset_align);
+        return blocks
             .then(|| usize::try_from(answer.stx_dio_mem_align).ok())
             .flatten()
             .filter(|align| align.is_power_of_two());
     }
-    // An older kernel: try one sector. 512 is what memory needs at most where sectors can be transferred.
+    // An older kernel: try one block. Memory needs at most what offsets need.
+    let block = usize::try_from(block).ok().filter(|block| (512..=4096).contains(block))?;
     let buffer = Aligned::new(4096, 4096);
-    let piece = [libc::iovec { iov_base: buffer.as_ptr().cast(), iov_len: 512 }];
-    // SAFETY: the piece is a live buffer of 4096 bytes.
-    (unsafe { transfer(file, Access::Read, &piece, 0, false) } >= 0).then_some(512)
+    let piece = [libc::iovec { iov_base: buffer.as_ptr().cast(), iov_len: block }];
+    // SAFETY: the piece is not longer than the live buffer of 4096 bytes.
+    (unsafe { transfer(file, Access::Read, &piece, 0, false) } >= 0).then_some(block)
 }
 
 fn unsafe_zeroed() -> libc::statx {
@@ -554,14 +555,14 @@ mod tests {
     fn the_ring_is_used_where_the_kernel_has_it_and_direct_access_where_the_file_has_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
-        let plain = DiskFile::new(file.reopen().unwrap()).unwrap();
+        let plain = DiskFile::new(file.reopen().unwrap(), 512).unwrap();
         assert!(!plain.is_direct());
         let forbidden = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
             .is_ok_and(|text| text.trim() != "0");
         assert_eq!(FileQueue::new(plain, 8, true).has_ring(), !forbidden);
         let direct = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(file.path());
         match direct {
-            Ok(direct) => assert!(DiskFile::new(direct).unwrap().is_direct()),
+            Ok(direct) => assert!(DiskFile::new(direct, 512).unwrap().is_direct()),
             Err(error) => println!("this file system has no O_DIRECT ({error}): not tested"),
         }
     }
@@ -569,7 +570,7 @@ mod tests {
     #[test]
     fn a_read_only_file_punches_nothing() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let read_only = DiskFile::new(File::open(file.path()).unwrap()).unwrap();
+        let read_only = DiskFile::new(File::open(file.path()).unwrap(), 512).unwrap();
         assert!(!read_only.punches());
         assert_eq!(read_only.size().unwrap(), 0);
     }

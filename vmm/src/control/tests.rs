@@ -1,6 +1,7 @@
 use super::*;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 use std::os::fd::AsRawFd;
+use wire::machine::{BlockSize, Limits};
 
 /// A server on an abstract address of its own, and a function that connects a client.
 fn server() -> (Server, impl Fn() -> OwnedFd) {
@@ -23,7 +24,13 @@ fn calls_come_in_order_one_at_a_time_with_their_descriptor() {
     let (mut server, connect) = server();
     let client = connect();
     let file = tempfile::tempfile().unwrap();
-    let plug = MachineCall::PlugDisk { key: "v".into(), read_only: false, serial: "s".into() };
+    let plug = MachineCall::PlugDisk {
+        key: "v".into(),
+        read_only: false,
+        serial: "s".into(),
+        block_size: BlockSize::default(),
+        limits: Limits::default(),
+    };
     send(client.as_fd(), &serde_json::to_vec(&plug).unwrap(), Some(file.as_fd())).unwrap();
     send(client.as_fd(), br#"{"call":"pause"}"#, None).unwrap();
     let first = server.take();

@@ -5,6 +5,7 @@
 use super::driver::{Driver, Typed};
 use super::{BuildError, Setup, build, devices};
 use crate::jail::{self, JailError, ThreadKind};
+use crate::virtio::blk::BlkConfig;
 use clap::Args;
 use kvm_ioctls::Kvm;
 use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
@@ -131,7 +132,8 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
         built.slots().plug(role, device, false).map_err(plugged)?;
     }
     for (path, file, read_only) in disks {
-        let made = devices::disk(path.display().to_string(), file.into(), read_only, "");
+        let config = BlkConfig { read_only, queues: devices::disk_queues(args.cpus), ..BlkConfig::default() };
+        let made = devices::disk(path.display().to_string(), file.into(), &config);
         let (role, device) = made.map_err(plugged)?;
         built.slots().plug(role, device, false).map_err(plugged)?;
     }

@@ -29,15 +29,23 @@ pub fn entropy() -> Result<Made, PlugError> {
     Ok((Role::Rng, Box::new(Rng::new(worker()))))
 }
 
+/// Most queues that a disk has for vCPUs of its machine: beyond, threads cost more than they bring.
+const DISK_QUEUES: u16 = 8;
+
+/// Queues of a disk in a machine of so many vCPUs.
+#[must_use]
+pub fn disk_queues(vcpus: u32) -> u16 {
+    u16::try_from(vcpus).unwrap_or(DISK_QUEUES).clamp(1, DISK_QUEUES)
+}
+
 /// A disk on a raw file.
 ///
 /// # Errors
 /// When the descriptor is no usable file.
-pub fn disk(key: String, file: OwnedFd, read_only: bool, serial: &str) -> Result<Made, PlugError> {
+pub fn disk(key: String, file: OwnedFd, config: &BlkConfig) -> Result<Made, PlugError> {
     let failed = |source| PlugError::Host { what: format!("disk '{key}'"), source };
-    let config = BlkConfig { read_only, serial: serial.into(), io_uring: true };
-    let file = DiskFile::new(File::from(file)).map_err(failed)?;
-    let device = Blk::new(file, &config, worker()).map_err(failed)?;
+    let file = DiskFile::new(File::from(file), config.block_size.bytes()).map_err(failed)?;
+    let device = Blk::new(file, config, worker).map_err(failed)?;
     Ok((Role::Disk { key }, Box::new(device)))
 }
 

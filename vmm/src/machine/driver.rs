@@ -7,6 +7,8 @@ use super::Machine;
 use super::devices;
 use super::slots::PlugError;
 use crate::control::{ClientId, Incoming, Server};
+use crate::virtio::blk::BlkConfig;
+use crate::virtio::limit;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
@@ -15,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wire::Refused;
 use wire::machine::{
-    EndReason, MachineCall, MachineEnd, MachineReply, MachineState, MachineStatus, PROTOCOL,
+    EndReason, Limits, MachineCall, MachineEnd, MachineReply, MachineState, MachineStatus, PROTOCOL,
 };
 
 /// Longest wait of a `Status` call.
@@ -259,7 +261,12 @@ impl Driver {
                 self.machine.signals().end(EndReason::Stopped, "");
                 Ok(())
             }
-            MachineCall::PlugDisk { key, read_only, serial } => self.plug_disk(key, read_only, &serial, fd),
+            MachineCall::PlugDisk { key, read_only, serial, block_size, limits } => {
+                let queues = devices::disk_queues(self.machine.vcpus());
+                let of = BlkConfig { read_only, serial, queues, block_size, limits, ..BlkConfig::default() };
+                self.plug_disk(key, &of, fd)
+            }
+            MachineCall::LimitDisk { key, limits } => self.limit_disk(&key, limits),
             MachineCall::UnplugDisk { key } => {
                 self.unplug(self.machine.slots.disk(&key));
                 Ok(())
@@ -284,18 +291,12 @@ impl Driver {
         self.reply(client, &reply);
     }
 
-    fn plug_disk(
-        &mut self,
-        key: String,
-        read_only: bool,
-        serial: &str,
-        fd: Option<OwnedFd>,
-    ) -> Result<(), Refused> {
-        check_disk(&key, serial)?;
+    fn plug_disk(&mut self, key: String, config: &BlkConfig, fd: Option<OwnedFd>) -> Result<(), Refused> {
+        check_disk(&key, &config.serial, &config.limits)?;
         if let Some(slot) = self.machine.slots.disk(&key) {
             return self.already(slot);
         }
-        let (role, device) = devices::disk(key, with_fd(fd)?, read_only, serial).map_err(refuse)?;
+        let (role, device) = devices::disk(key, with_fd(fd)?, config).map_err(refuse)?;
         self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
     }
 
@@ -314,6 +315,15 @@ impl Driver {
         }
     }
 
+    fn limit_disk(&self, key: &str, limits: Limits) -> Result<(), Refused> {
+        limit::check(&limits).map_err(Refused::invalid)?;
+        let slot = self.machine.slots.disk(key);
+        if slot.is_some_and(|slot| self.machine.slots.set_limits(slot, [limits; 2])) {
+            return Ok(());
+        }
+        Err(Refused::missing(format!("there is no disk '{key}' in this machine")))
+    }
+
     fn resize(&mut self, key: &str) -> Result<(), Refused> {
         let slot = self.machine.slots.disk(key);
         let result = slot.and_then(|slot| self.machine.slots.resize(slot));
@@ -328,8 +338,9 @@ impl Driver {
 /// Checks what a caller says about a disk.
 ///
 /// # Errors
-/// Names that are empty or too long.
-pub fn check_disk(key: &str, serial: &str) -> Result<(), Refused> {
+/// Names that are empty or too long, limits of nothing.
+pub fn check_disk(key: &str, serial: &str, limits: &Limits) -> Result<(), Refused> {
+    limit::check(limits).map_err(Refused::invalid)?;
     if key.is_empty() || key.len() > LONGEST_KEY {
         return Err(Refused::invalid(format!(
             "a disk's key has 1 to {LONGEST_KEY} bytes, not {}",

@@ -202,6 +202,12 @@ impl Built {
 }
 
 impl Machine {
+    /// Number of vCPUs.
+    #[must_use]
+    pub fn vcpus(&self) -> u32 {
+        self.vcpus.count()
+    }
+
     /// Whether vCPUs run.
     #[must_use]
     pub fn running(&self) -> bool {

@@ -7,6 +7,7 @@ use super::{BuildError, Setup, build, devices};
 use crate::console::{ConsoleError, ConsoleLog};
 use crate::control::Server;
 use crate::jail::{self, Fork, JailError, ThreadKind};
+use crate::virtio::blk::BlkConfig;
 use kvm_ioctls::Kvm;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -148,7 +149,15 @@ fn serve(
     }
     for disk in &config.disks {
         let file = descriptors.take(disk.fd)?;
-        let made = devices::disk(disk.key.clone(), file, disk.read_only, &disk.serial);
+        let of = BlkConfig {
+            read_only: disk.read_only,
+            serial: disk.serial.clone(),
+            queues: devices::disk_queues(config.vcpus),
+            block_size: disk.block_size,
+            limits: disk.limits,
+            ..BlkConfig::default()
+        };
+        let made = devices::disk(disk.key.clone(), file, &of);
         let (role, device) = made.map_err(plugged)?;
         built.slots().plug(role, device, false).map_err(plugged)?;
     }
@@ -185,7 +194,8 @@ fn check(config: &MachineConfig) -> Result<(), ServeError> {
         ));
     }
     for disk in &config.disks {
-        check_disk(&disk.key, &disk.serial).map_err(|refused| ServeError::Config(refused.to_string()))?;
+        check_disk(&disk.key, &disk.serial, &disk.limits)
+            .map_err(|refused| ServeError::Config(refused.to_string()))?;
     }
     Ok(())
 }

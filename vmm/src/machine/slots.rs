@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wire::ids::PortId;
-use wire::machine::{DiskStatus, MAX_DISKS, MAX_NICS, NicStatus};
+use wire::machine::{DiskStatus, Limits, MAX_DISKS, MAX_NICS, NicStatus};
 
 const RNG_SLOT: RangeInclusive<u8> = 1..=1;
 const NIC_SLOTS: RangeInclusive<u8> = 2..=9;
@@ -196,6 +196,11 @@ impl Slots {
     /// When the file cannot be looked at.
     pub fn resize(&self, slot: u8) -> Option<std::io::Result<u64>> {
         self.entries.get(&slot)?.device().refresh_size().transpose()
+    }
+
+    /// Changes the limits of a slot's device. Answers whether there is one that can be limited.
+    pub fn set_limits(&self, slot: u8, limits: [Limits; 2]) -> bool {
+        self.entries.get(&slot).is_some_and(|entry| entry.device().set_limits(limits))
     }
 
     /// Disks in slot order.

@@ -99,6 +99,12 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.threads.len()).unwrap_or(u32::MAX)
+    }
+
     /// Starts a thread for each vCPU; they wait for [`Vcpus::resume`]. `confine` runs first in each thread.
     ///
     /// # Errors

@@ -16,6 +16,7 @@
 
 pub mod blk;
 pub mod chain;
+pub mod limit;
 pub mod net;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
+use wire::machine::Limits;
 
 /// The guest's memory, as devices see it.
 pub type Memory = vm_memory::GuestMemoryMmap<()>;
@@ -73,6 +75,12 @@ pub trait VirtioDevice: Send {
     /// When the backend cannot be looked at.
     fn refresh_size(&mut self) -> std::io::Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// Changes what the device may move: what comes to the guest (or all of it), and what comes from it. Answers whether it can be
+    /// limited.
+    fn set_limits(&mut self, _limits: [Limits; 2]) -> bool {
+        false
     }
 
     /// What the driver set in the device, besides its queues. Only asked while idle or paused.

@@ -165,6 +165,13 @@ impl Worker {
         self.order(Order::Pause).unwrap_or_default()
     }
 
+    /// Gives a going engine a turn: something that it looks at has changed.
+    pub fn nudge(&self) {
+        if let Some(hand) = &self.hand {
+            let _ = hand.wake.write(1);
+        }
+    }
+
     /// Lets the engine go on, with a turn at once. Harmless unless paused.
     pub fn resume(&self) {
         let _ = self.order(Order::Resume);

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
-    DiskConfig, Identity, JailConfig, MachineCall, MachineConfig, MachineEnd, MachineReply, MachineStatus,
-    NicConfig,
+    BlockSize, DiskConfig, Identity, JailConfig, Limits, MachineCall, MachineConfig, MachineEnd,
+    MachineReply, MachineStatus, NicConfig,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -176,6 +176,8 @@ impl Guest {
                     key,
                     fd: give(file.into()),
                     read_only,
+                    block_size: BlockSize::default(),
+                    limits: Limits::default(),
                 })
                 .collect(),
             nics: plan

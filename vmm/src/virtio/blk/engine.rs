@@ -6,6 +6,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use nix::poll::PollFlags;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
@@ -61,6 +62,8 @@ enum Stopped {
     Budget,
     /// As many as can be are under way; a completion brings us back.
     Full,
+    /// A limit holds the next one back until then.
+    Held(Instant),
 }
 
 /// What became of a chain.
@@ -108,6 +111,9 @@ impl BlkEngine {
         for _ in 0..BUDGET {
             if !self.has_room() {
                 return Stopped::Full;
+            }
+            if let Some(then) = self.shared.limiter.wait() {
+                return Stopped::Held(then);
             }
             match active.ring.pop(&memory) {
                 Some(chain) => self.take_chain(active, chain),
@@ -157,15 +163,16 @@ impl BlkEngine {
         if readable.take(&mut header) < HEADER {
             return Err(Status::IoError);
         }
-        let sectors = self.shared.sectors.load(Ordering::Acquire);
+        let disk = self.shared.geometry();
         let room = writable.len().saturating_sub(1);
         let mut pending = Pending { head, status_at, used: 1, ranges: Vec::new() };
         let job = match verb(&header)? {
             Verb::Read(sector) => {
-                let offset = span(sector, room as u64, sectors)?;
+                let offset = span(sector, room as u64, disk)?;
                 pending.used =
                     u32::try_from(room).ok().and_then(|room| room.checked_add(1)).ok_or(Status::IoError)?;
                 writable.truncate(room);
+                self.shared.limiter.charge(room as u64);
                 let segments = self.swap(active, writable);
                 Job::Transfer { access: Access::Read, segments, offset, durable: false }
             }
@@ -173,12 +180,16 @@ impl BlkEngine {
                 if self.read_only {
                     return Err(Status::IoError);
                 }
-                let offset = span(sector, readable.len() as u64, sectors)?;
+                let offset = span(sector, readable.len() as u64, disk)?;
+                self.shared.limiter.charge(readable.len() as u64);
                 let segments = self.swap(active, readable);
                 Job::Transfer { access: Access::Write, segments, offset, durable: self.write_through(active) }
             }
             Verb::Flush if self.read_only => return Ok(Taken::Answered),
-            Verb::Flush => Job::Flush,
+            Verb::Flush => {
+                self.shared.limiter.charge(0);
+                Job::Flush
+            }
             Verb::Identify => {
                 if room < SERIAL_MAX {
                     return Err(Status::IoError);
@@ -196,7 +207,11 @@ impl BlkEngine {
                 for _ in 0..range_count(readable.len())? {
                     let mut words = [0; RANGE];
                     readable.take(&mut words);
-                    pending.ranges.extend(range(&words, zeroes, sectors)?);
+                    pending.ranges.extend(range(&words, zeroes, disk)?);
+                }
+                // They move no bytes; each range costs the host about as much as a request.
+                for _ in &pending.ranges {
+                    self.shared.limiter.charge(0);
                 }
                 let Some(first) = pending.ranges.pop() else { return Ok(Taken::Answered) };
                 change(first)
@@ -273,7 +288,7 @@ impl Engine for BlkEngine {
     fn start(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let mut queues = activation.queues.into_iter();
         let (Some(queue), None) = (queues.next(), queues.next()) else {
-            return Err(ActivateError::Driver("a disk has one queue".to_owned()));
+            return Err(ActivateError::Driver("a worker of a disk has one queue".to_owned()));
         };
         let (memory, interrupt, features) = (&activation.memory, &activation.interrupt, activation.features);
         let ring = Vring::new("virtio-blk", queue, memory, interrupt, features)?;
@@ -330,6 +345,7 @@ impl Engine for BlkEngine {
             // Done already when there is no ring to wait for.
             Stopped::Full if self.has_room() => Turn::Again,
             Stopped::Full => Turn::Sleep,
+            Stopped::Held(then) => Turn::Until(then),
         }
     }
 }

@@ -79,15 +79,25 @@ pub fn verb(header: &[u8; HEADER]) -> Result<Verb, Status> {
     }
 }
 
+/// What requests have to fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size in sectors of 512 bytes.
+    pub sectors: u64,
+    /// The unit of all requests in bytes: a multiple of 512.
+    pub block: u64,
+}
+
 /// Checks a span of sectors against the disk's size, and answers where it starts, in bytes.
 ///
 /// # Errors
-/// [`Status::IoError`] when it is not whole sectors or not all on the disk.
-pub fn span(sector: u64, bytes: u64, disk_sectors: u64) -> Result<u64, Status> {
-    if !bytes.is_multiple_of(SECTOR) {
+/// [`Status::IoError`] when it is not whole blocks or not all on the disk.
+pub fn span(sector: u64, bytes: u64, disk: Geometry) -> Result<u64, Status> {
+    let whole = |bytes: u64| bytes.is_multiple_of(disk.block.max(SECTOR));
+    if !whole(bytes) || !sector.checked_mul(SECTOR).is_some_and(whole) {
         return Err(Status::IoError);
     }
-    let end = sector.checked_add(bytes / SECTOR).filter(|end| *end <= disk_sectors).ok_or(Status::IoError)?;
+    let end = sector.checked_add(bytes / SECTOR).filter(|end| *end <= disk.sectors).ok_or(Status::IoError)?;
     // The end fits the file, so the start in bytes does too; checked all the same.
     if end.checked_mul(SECTOR).is_none() {
         return Err(Status::IoError);
@@ -112,7 +122,7 @@ const UNMAP: u32 = 1;
 /// # Errors
 /// [`Status::Unsupported`] for flags that the request must not have, [`Status::IoError`] for a range that is
 /// too long or not on the disk.
-pub fn range(bytes: &[u8; RANGE], zeroes: bool, disk_sectors: u64) -> Result<Option<Range>, Status> {
+pub fn range(bytes: &[u8; RANGE], zeroes: bool, disk: Geometry) -> Result<Option<Range>, Status> {
     let (sector, count, flags) = (sector_at(bytes, 0), le32(bytes, 8), le32(bytes, 12));
     let change = match (zeroes, flags) {
         (true, UNMAP) | (false, 0) => Change::Punch,
@@ -123,29 +133,42 @@ pub fn range(bytes: &[u8; RANGE], zeroes: bool, disk_sectors: u64) -> Result<Opt
         return Err(Status::IoError);
     }
     let len = u64::from(count) * SECTOR;
-    let offset = span(sector, len, disk_sectors)?;
+    let offset = span(sector, len, disk)?;
     Ok((len > 0).then_some(Range { change, offset, len }))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Range, Status, Verb, range, range_count, span, verb};
+    use super::{Geometry, Range, Status, Verb, range, range_count, span, verb};
     use crate::backend::file::Change;
     use proptest::prelude::any;
 
+    const fn disk(sectors: u64) -> Geometry {
+        Geometry { sectors, block: 512 }
+    }
+
     #[test]
     fn spans() {
-        assert_eq!(span(0, 512, 1), Ok(0));
-        assert_eq!(span(7, 1024, 9), Ok(3584));
-        assert_eq!(span(9, 0, 9), Ok(4608));
-        for (sector, bytes, disk) in [
+        assert_eq!(span(0, 512, disk(1)), Ok(0));
+        assert_eq!(span(7, 1024, disk(9)), Ok(3584));
+        assert_eq!(span(9, 0, disk(9)), Ok(4608));
+        let large = Geometry { sectors: 64, block: 4096 };
+        assert_eq!(span(8, 8192, large), Ok(4096));
+        for (sector, bytes) in [(8, 512), (1, 4096), (7, 8192), (64, 4096)] {
+            assert_eq!(span(sector, bytes, large), Err(Status::IoError), "{sector} {bytes}");
+        }
+        for (sector, bytes, sectors) in [
             (0, 511, 9),
             (1, 512, 1),
             (u64::MAX, 512, u64::MAX),
             (0, 1024, 1),
             (u64::MAX / 512, 512, u64::MAX),
         ] {
-            assert_eq!(span(sector, bytes, disk), Err(Status::IoError), "{sector} {bytes} {disk}");
+            assert_eq!(
+                span(sector, bytes, disk(sectors)),
+                Err(Status::IoError),
+                "{sector} {bytes} {sectors}"
+            );
         }
     }
 
@@ -172,13 +195,13 @@ mod tests {
             bytes
         };
         let punch = Range { change: Change::Punch, offset: 512, len: 1024 };
-        assert_eq!(range(&bytes(1, 2, 0), false, 8), Ok(Some(punch)));
-        assert_eq!(range(&bytes(1, 2, 1), true, 8), Ok(Some(punch)));
-        assert_eq!(range(&bytes(1, 0, 0), true, 8), Ok(None));
-        assert_eq!(range(&bytes(1, 2, 1), false, 8), Err(Status::Unsupported));
-        assert_eq!(range(&bytes(1, 2, 2), true, 8), Err(Status::Unsupported));
-        assert_eq!(range(&bytes(7, 2, 0), false, 8), Err(Status::IoError));
-        assert_eq!(range(&bytes(0, u32::MAX, 0), false, u64::MAX), Err(Status::IoError));
+        assert_eq!(range(&bytes(1, 2, 0), false, disk(8)), Ok(Some(punch)));
+        assert_eq!(range(&bytes(1, 2, 1), true, disk(8)), Ok(Some(punch)));
+        assert_eq!(range(&bytes(1, 0, 0), true, disk(8)), Ok(None));
+        assert_eq!(range(&bytes(1, 2, 1), false, disk(8)), Err(Status::Unsupported));
+        assert_eq!(range(&bytes(1, 2, 2), true, disk(8)), Err(Status::Unsupported));
+        assert_eq!(range(&bytes(7, 2, 0), false, disk(8)), Err(Status::IoError));
+        assert_eq!(range(&bytes(0, u32::MAX, 0), false, disk(u64::MAX)), Err(Status::IoError));
         assert_eq!((range_count(16), range_count(256)), (Ok(1), Ok(16)));
         assert_eq!(
             (range_count(0), range_count(17), range_count(272)),
@@ -188,8 +211,10 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn a_range_that_passes_is_on_the_disk(bytes in any::<[u8; 16]>(), zeroes in any::<bool>(), sectors in 0..1_u64 << 40) {
-            if let Ok(Some(range)) = range(&bytes, zeroes, sectors) {
+        fn a_range_that_passes_is_on_the_disk(bytes in any::<[u8; 16]>(), zeroes in any::<bool>(), sectors in 0..1_u64 << 40, large in any::<bool>()) {
+            let disk = Geometry { sectors, block: if large { 4096 } else { 512 } };
+            if let Ok(Some(range)) = range(&bytes, zeroes, disk) {
+                proptest::prop_assert!(range.offset.is_multiple_of(disk.block) && range.len.is_multiple_of(disk.block));
                 proptest::prop_assert!(range.len > 0);
                 proptest::prop_assert!(range.offset.checked_add(range.len).is_some_and(|end| end <= sectors * 512));
             }

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::{Just, Strategy, any, prop};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+use wire::machine::{BlockSize, Limit, Limits};
 
 use super::{Blk, BlkConfig};
 use crate::backend::file::DiskFile;
@@ -15,7 +18,7 @@ use crate::virtio::testing::{
     BUFFERS, Counter, INDIRECT, MEMORY, NEXT, Piece, Ring, WRITE, activation, memory,
 };
 use crate::virtio::worker::unconfined;
-use crate::virtio::{Memory, VirtioDevice, bits};
+use crate::virtio::{Activation, ActiveQueue, Memory, VirtioDevice, bits};
 
 const HEADER: u64 = BUFFERS;
 const STATUS: u64 = BUFFERS + 0x100;
@@ -42,10 +45,19 @@ struct Setup {
     io_uring: bool,
     direct: bool,
     features: u64,
+    queues: u16,
+    block_size: BlockSize,
 }
 
-const PLAIN: Setup =
-    Setup { sectors: 64, read_only: false, io_uring: true, direct: false, features: u64::MAX };
+const PLAIN: Setup = Setup {
+    sectors: 64,
+    read_only: false,
+    io_uring: true,
+    direct: false,
+    features: u64::MAX,
+    queues: 1,
+    block_size: BlockSize::B512,
+};
 
 fn open(path: &Path, setup: Setup) -> std::io::Result<File> {
     let flags = if setup.direct { libc::O_DIRECT } else { 0 };
@@ -67,8 +79,12 @@ impl Lab {
             read_only: setup.read_only,
             serial: "vol-0123456789abcdef-too-long".into(),
             io_uring: setup.io_uring,
+            queues: setup.queues,
+            block_size: setup.block_size,
+            limits: Limits::default(),
         };
-        let mut blk = Blk::new(DiskFile::new(open(&path, setup)?)?, &config, unconfined())?;
+        let mut blk =
+            Blk::new(DiskFile::new(open(&path, setup)?, setup.block_size.bytes())?, &config, unconfined)?;
         let memory = memory();
         let ring = Ring::new(&memory, 0, 16);
         let interrupt = Arc::new(Counter::default());
@@ -420,6 +436,98 @@ fn configuration_and_resize() {
     assert_eq!(lab.request(0, 100, &[(DATA, 512, true)]), (OK, 513));
     lab.blk.resize().unwrap();
     assert_eq!(lab.interrupt.config.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn several_queues_work_side_by_side_and_the_driver_may_leave_some_unused() {
+    let setup = Setup { queues: 3, ..PLAIN };
+    let mut lab = Lab::new(setup);
+    assert_ne!(lab.blk.features() & bits(&[12]), 0);
+    assert_eq!((Lab::new(PLAIN).blk.features() & bits(&[12]), lab.blk.queue_sizes().len()), (0, 3));
+    let mut count = [0; 2];
+    lab.blk.read_config(34, &mut count);
+    assert_eq!(count, [3, 0]);
+    // Of the three, the first and the last are set up.
+    lab.blk.reset();
+    let mut rings = [Ring::new(&lab.memory, 0, 16), Ring::new(&lab.memory, 0x2_0000, 16)];
+    let start = |lab: &mut Lab, rings: &[Ring; 2]| {
+        let idle = ActiveQueue { index: 1, queue: Queue::new(16).unwrap(), kick: EventFd::new(0).unwrap() };
+        let queues = vec![rings[0].device(0), idle, rings[1].device(2)];
+        let (memory, interrupt) = (Arc::clone(&lab.memory), Arc::<Counter>::clone(&lab.interrupt));
+        let features = lab.blk.features();
+        lab.blk.activate(Activation { memory, queues, interrupt, features }).unwrap();
+    };
+    start(&mut lab, &rings);
+    let before = lab.disk();
+    for round in 0..40_u64 {
+        for (number, ring) in (0_u64..).zip(&mut rings) {
+            let at = TABLE + number * 0x1000;
+            lab.put(at, &[0; 8]);
+            lab.put(at + 8, &(round % 32 * 2 + number).to_le_bytes());
+            ring.add(&[(at, 16, false), (DATA + number * 0x1000, 512, true), (at + 0x80, 1, true)]);
+            ring.kick();
+        }
+        for (number, ring) in (0_u64..).zip(&mut rings) {
+            assert_eq!(ring.wait().1, 513);
+            let at = usize::try_from(round % 32 * 2 + number).unwrap() * 512;
+            assert_eq!(lab.get(DATA + number * 0x1000, 512), before[at..at + 512]);
+        }
+    }
+    let progress = lab.blk.pause();
+    let seen: Vec<_> =
+        progress.iter().map(|queue| (queue.queue, queue.next_avail, queue.next_used)).collect();
+    assert_eq!(seen, [(0, 40, 40), (2, 40, 40)]);
+    lab.blk.reset();
+    let none = activation(&lab.memory, &[], &lab.interrupt, 0);
+    assert!(lab.blk.activate(none).is_err());
+}
+
+#[test]
+fn large_blocks() {
+    let mut lab = Lab::new(Setup { sectors: 67, block_size: BlockSize::B4096, ..PLAIN });
+    let mut space = [0; 60];
+    lab.blk.read_config(0, &mut space);
+    assert_eq!((space[0], &space[20..24], &space[24..28]), (64, &[0, 16, 0, 0][..], &[0, 0, 1, 0][..]));
+    let before = lab.disk();
+    assert_eq!(lab.request(0, 8, &[(DATA, 4096, true)]), (OK, 4097));
+    assert_eq!(lab.get(DATA, 4096), before[4096..8192]);
+    assert_eq!(lab.request(1, 56, &[(DATA, 4096, false)]), (OK, 1));
+    for (kind, sector, len) in [(0, 0, 512), (0, 1, 4096), (1, 0, 2048), (0, 64, 4096)] {
+        assert_eq!(lab.request(kind, sector, &[(DATA, len, kind == 0)]).0, IO_ERROR, "{kind} {sector} {len}");
+    }
+    lab.put(DATA, &range(8, 1, 0));
+    assert_eq!(lab.request(11, 0, &[(DATA, 16, false)]).0, IO_ERROR);
+    lab.put(DATA, &range(8, 8, 0));
+    assert_eq!(lab.request(11, 0, &[(DATA, 16, false)]).0, OK);
+}
+
+#[test]
+fn limits_hold_and_change_while_it_works() {
+    let mut lab = Lab::new(PLAIN);
+    let rate = |per_second, burst| Some(Limit { per_second, burst });
+    // Two requests at once, and then one in ten minutes.
+    let slow = Limits { bytes: rate(1, 600), operations: None };
+    assert!(lab.blk.set_limits([slow; 2]));
+    assert_eq!(lab.request(0, 0, &[(DATA, 512, true)]), (OK, 513));
+    assert_eq!(lab.request(0, 0, &[(DATA, 512, true)]), (OK, 513));
+    lab.header(0, 0);
+    lab.ring.add(&[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
+    lab.ring.kick();
+    // It is looked at and held back: after a pause, everything that was let through is done.
+    let progress = lab.blk.pause();
+    assert_eq!((progress[0].next_avail, progress[0].next_used), (2, 2));
+    lab.blk.resume();
+    assert_eq!(lab.ring.used(), None);
+    assert!(lab.blk.set_limits([Limits::default(); 2]));
+    assert_eq!(lab.ring.wait().1, 513);
+    // 200 operations a second: 20 after a burst of one take 95 ms.
+    assert!(lab.blk.set_limits([Limits { bytes: None, operations: rate(200, 1) }; 2]));
+    let start = std::time::Instant::now();
+    for _ in 0..20 {
+        assert_eq!(lab.request(0, 0, &[(DATA, 512, true)]), (OK, 513));
+    }
+    let took = start.elapsed();
+    assert!(took.as_millis() >= 94, "{took:?}");
 }
 
 #[test]

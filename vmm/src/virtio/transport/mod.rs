@@ -43,6 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
+use wire::machine::Limits;
 
 const ISR: u32 = 0x100;
 const DEVICE_CONFIG: u32 = 0x200;
@@ -185,6 +186,11 @@ impl VirtioPci {
     /// When it cannot be looked at.
     pub fn refresh_size(&mut self) -> std::io::Result<Option<u64>> {
         self.device.refresh_size()
+    }
+
+    /// See [`VirtioDevice::set_limits`].
+    pub fn set_limits(&mut self, limits: [Limits; 2]) -> bool {
+        self.device.set_limits(limits)
     }
 
     /// Size of a disk in bytes: its configuration space starts with the number of 512-byte sectors.
