@@ -35,6 +35,11 @@ fn each_end_is_told_from_the_others() {
         (hello().out8(0xcf9, 6).stop(), EndReason::Reset),
         (hello().jump(0xf_fff0), EndReason::Reset),
         (hello().raw(&[0x0f, 0x0b]), EndReason::TripleFault),
+        // A kernel that panics with panic=-1, and one whose reset is a triple fault.
+        (hello().out8(0x505, 1).out8(0x64, 0xfe).stop(), EndReason::Panicked),
+        (hello().out8(0x505, 2).raw(&[0x0f, 0x0b]), EndReason::Panicked),
+        // What is no panic event.
+        (hello().out8(0x505, 0).out8(0x505, 0xfc).out8(0x64, 0xfe).stop(), EndReason::Reset),
     ];
     for (asm, reason) in cases {
         assert_eq!(end_of(asm), (reason, "hi\n".to_owned()));
@@ -128,8 +133,41 @@ fn the_power_button_reaches_the_guest_and_the_status() {
     let before = guest.status();
     guest.done(&MachineCall::PowerButton);
     let (_, end) = guest.wait_end();
-    assert_eq!(end.unwrap().reason, EndReason::PowerOff);
+    assert_eq!(end.unwrap().reason, EndReason::PowerButton);
     assert_eq!((before.power_button_presses, guest.console().as_str()), (0, "readypressed"));
+}
+
+#[test]
+fn a_panic_is_told_while_the_machine_stands() {
+    if !kvm() {
+        return;
+    }
+    let asm = Asm::new().print("ready").until(1, |asm| asm.in32(0x610)).in8(0x505).print_eax();
+    let mut guest = Guest::start(Plan::new(asm.out8(0x505, 1).print("panicked").stop().elf()));
+    guest.wait_console("ready");
+    assert!(!guest.status().panicked);
+    guest.done(&MachineCall::PowerButton);
+    guest.wait_status(|status| status.panicked);
+    guest.wait_console("panicked");
+    // It says which events it takes.
+    assert!(guest.console().contains(&printed(3)), "{}", guest.console());
+    guest.done(&MachineCall::Stop);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::Stopped);
+}
+
+#[test]
+fn every_machine_has_a_generation_id_of_its_own() {
+    if !kvm() {
+        return;
+    }
+    let ids = [(); 2].map(|()| {
+        let words = [0u32, 4, 8, 12].map(|offset| 0xf_e000 + offset);
+        let asm = words.iter().fold(Asm::new(), |asm, at| asm.read32(*at).print_eax());
+        end_of(asm.power_off())
+    });
+    assert_eq!(ids[0].0, EndReason::PowerOff);
+    assert_ne!(ids[0].1, ids[1].1);
+    assert_ne!(ids[0].1, printed(0).repeat(4));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `api` to `hostd`: the guests of one host.
 
 use crate::ids::{Mac, PortId, ServerId};
+use crate::machine::MachineEnd;
 use crate::{Call, Generation, GiB, MiB};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -132,6 +133,12 @@ pub struct Observed {
     pub fault: Option<String>,
     /// `vmm` or `qemu`.
     pub hypervisor: String,
+    /// The guest's kernel reported that it panicked, and the machine still stands.
+    #[serde(default)]
+    pub panicked: bool,
+    /// How the latest machine that has ended did so.
+    #[serde(default)]
+    pub last_end: Option<MachineEnd>,
 }
 
 /// What a machine does now.

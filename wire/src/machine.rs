@@ -20,7 +20,7 @@ use crate::{MiB, Refused};
 use serde::{Deserialize, Serialize};
 
 /// Version of these types. A monitor outlives upgrades of `hostd`, so [`MachineStatus::protocol`] tells which it speaks.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Largest packet on the control socket, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
@@ -274,6 +274,10 @@ pub struct MachineStatus {
     pub nics: Vec<NicStatus>,
     /// Times that the power button was pressed.
     pub power_button_presses: u64,
+    /// The guest's kernel reported (by pvpanic) that it panicked. What it does then is its own: stand still, write a crash dump, or
+    /// reset, which ends the machine with [`EndReason::Panicked`].
+    #[serde(default)]
+    pub panicked: bool,
 }
 
 /// What a machine does.
@@ -324,12 +328,16 @@ pub struct MachineEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
-    /// The guest powered itself off (ACPI S5).
+    /// The guest powered itself off (ACPI S5), unasked.
     PowerOff,
+    /// The guest powered itself off after it took notice of the power button.
+    PowerButton,
     /// The guest asked for a reset (i8042, ACPI reset register): start it again.
     Reset,
     /// The guest triple-faulted, which is also how some guests reset: start it again, with a limit on how often.
     TripleFault,
+    /// The guest's kernel panicked and then reset: start it again, with a limit on how often.
+    Panicked,
     /// [`MachineCall::Stop`].
     Stopped,
     /// It could not be built: bad configuration, or the host refused something.
@@ -349,6 +357,8 @@ impl EndReason {
             Self::TripleFault => 4,
             Self::Stopped => 5,
             Self::Failed => 6,
+            Self::PowerButton => 7,
+            Self::Panicked => 8,
         }
     }
 }
@@ -401,6 +411,8 @@ mod tests {
             EndReason::Stopped,
             EndReason::NotStarted,
             EndReason::Failed,
+            EndReason::PowerButton,
+            EndReason::Panicked,
         ];
         let codes: std::collections::BTreeSet<u8> = all.iter().map(|reason| reason.exit_code()).collect();
         assert_eq!(codes.len(), all.len());

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use wire::Refused;
 use wire::host::{DiskSpec, NicSpec, ServerSpec};
 use wire::ids::{PortId, ServerId};
+use wire::machine::{EndReason, MachineEnd};
 
 /// The kinds of hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -144,6 +145,8 @@ pub struct Status {
     pub disks: Vec<DiskNow>,
     /// Network interfaces plugged in, likewise.
     pub nics: Vec<PortId>,
+    /// The guest's kernel said that it panicked.
+    pub panicked: bool,
 }
 
 /// A disk in a machine.
@@ -181,14 +184,34 @@ pub struct End {
 pub enum How {
     /// The guest powered itself off.
     PowerOff,
+    /// The guest powered itself off because the power button was pressed.
+    PowerButton,
     /// The guest asked for a reset.
     Reset,
     /// The guest faulted while faulting; some guests reset so.
     TripleFault,
+    /// The guest's kernel panicked and then reset.
+    Panicked,
     /// `hostd` asked the monitor to end.
     Stopped,
     /// It never ran: the monitor refused its configuration.
     NotStarted,
     /// The monitor failed or was killed.
     Failed,
+}
+
+impl From<&End> for MachineEnd {
+    fn from(end: &End) -> Self {
+        let reason = match end.how {
+            How::PowerOff => EndReason::PowerOff,
+            How::PowerButton => EndReason::PowerButton,
+            How::Reset => EndReason::Reset,
+            How::TripleFault => EndReason::TripleFault,
+            How::Panicked => EndReason::Panicked,
+            How::Stopped => EndReason::Stopped,
+            How::NotStarted => EndReason::NotStarted,
+            How::Failed => EndReason::Failed,
+        };
+        Self { reason, detail: end.detail.clone() }
+    }
 }

@@ -168,7 +168,7 @@ impl Machine for Puppet {
             None => Life::Running,
         };
         let disks = guest.disks.into_iter().map(|key| DiskNow { key, bytes: None }).collect();
-        futures::future::ready(Ok(Status { life, disks, nics: guest.nics })).boxed()
+        futures::future::ready(Ok(Status { life, disks, nics: guest.nics, panicked: false })).boxed()
     }
 
     fn changed(&self) -> BoxFuture<'_, ()> {

@@ -83,7 +83,12 @@ impl Hypervisor for Vmm {
                     Life::Ended(end) => match end.how {
                         How::NotStarted | How::Failed => Err(Refused::internal(end.detail)),
                         // It did start; its guest was quicker than the question. The driver learns of it as of any end.
-                        How::PowerOff | How::Reset | How::TripleFault | How::Stopped => Ok(()),
+                        How::PowerOff
+                        | How::PowerButton
+                        | How::Reset
+                        | How::TripleFault
+                        | How::Panicked
+                        | How::Stopped => Ok(()),
                     },
                     Life::Running if paused => machine.control(Control::Pause).await,
                     Life::Running | Life::Paused => Ok(()),
@@ -213,6 +218,8 @@ fn read_end(seat: &Seat) -> Option<End> {
     };
     let how = match end.reason {
         EndReason::PowerOff => How::PowerOff,
+        EndReason::PowerButton => How::PowerButton,
+        EndReason::Panicked => How::Panicked,
         EndReason::Reset => How::Reset,
         EndReason::TripleFault => How::TripleFault,
         EndReason::Stopped => How::Stopped,
@@ -303,7 +310,7 @@ impl VmmMachine {
             let colon = if words.is_empty() { "" } else { ": " };
             End { how: How::Failed, detail: format!("vmm ended with {status}{colon}{words}") }
         });
-        Status { life: Life::Ended(end), disks: Vec::new(), nics: Vec::new() }
+        Status { life: Life::Ended(end), disks: Vec::new(), nics: Vec::new(), panicked: false }
     }
 
     async fn act(&self, control: Control) -> Result<(), Refused> {
@@ -356,6 +363,7 @@ fn translate(status: &MachineStatus) -> Status {
             .map(|disk| DiskNow { key: disk.key.clone(), bytes: Some(disk.bytes) })
             .collect(),
         nics: status.nics.iter().map(|nic| nic.port).collect(),
+        panicked: status.panicked,
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use wire::host::{Boot, Observed, Power};
+use wire::machine::MachineEnd;
 use wire::{Generation, Refused, RefusedKind};
 
 /// How often logs that the hypervisor does not bound are trimmed.
@@ -88,6 +89,8 @@ pub fn unseen(id: wire::ids::ServerId, wanted: &Wanted, kind: Kind) -> Observed 
         nics: Vec::new(),
         fault: None,
         hypervisor: kind.to_string(),
+        panicked: false,
+        last_end: None,
     }
 }
 
@@ -208,7 +211,10 @@ impl Driver {
                 self.now = Now::Mute;
                 return Ok(());
             }
-            Adopted::Ended(end) => plan::after_end(&end, wanted, false, 0),
+            Adopted::Ended(end) => {
+                self.record.ended = Some(MachineEnd::from(&end));
+                plan::after_end(&end, wanted, false, 0)
+            }
             Adopted::Gone if starting => self.restart(wanted),
             Adopted::Gone => {
                 let detail =
@@ -261,9 +267,17 @@ impl Driver {
         }
         let stopping = self.stop.is_some_and(|stop| Instant::now() < stop.until + LATE);
         self.quick_resets = match end.how {
-            How::Reset | How::TripleFault if quick && !stopping => self.quick_resets + 1,
-            How::Reset | How::TripleFault | How::PowerOff | How::Stopped | How::NotStarted | How::Failed => 0,
+            How::Reset | How::TripleFault | How::Panicked if quick && !stopping => self.quick_resets + 1,
+            How::Reset
+            | How::TripleFault
+            | How::Panicked
+            | How::PowerOff
+            | How::PowerButton
+            | How::Stopped
+            | How::NotStarted
+            | How::Failed => 0,
         };
+        self.record.ended = Some(MachineEnd::from(&end));
         let down = plan::after_end(&end, &wanted, stopping, self.quick_resets);
         tracing::info!(server = %self.seat.id, ?end, ?down, "the machine ended");
         self.not_before = Some(Instant::now() + plan::restart_delay(self.quick_resets));
@@ -460,6 +474,8 @@ impl Driver {
             nics,
             fault: crash.or_else(|| self.record.fault.clone()),
             hypervisor: self.kind.to_string(),
+            panicked: matches!(&self.now, Now::Up(status) if status.panicked),
+            last_end: self.record.ended.clone(),
         };
         self.observed.send_if_modified(|old| {
             let differs = first || *old != new;

@@ -273,10 +273,13 @@ pub fn after_end(end: &End, wanted: &Wanted, stopping: bool, resets_in_a_row: us
     };
     match end.how {
         // The button was pressed on our behalf, for a reboot or for a power-off that is not wanted any more.
-        How::PowerOff | How::Stopped if stopping => Down::Restart,
-        How::PowerOff => Down::Guest,
+        How::PowerOff | How::PowerButton | How::Stopped if stopping => Down::Restart,
+        How::PowerOff | How::PowerButton => Down::Guest,
         How::Reset => Down::Restart,
-        How::TripleFault if resets_in_a_row < TRIPLE_FAULTS => Down::Restart,
+        How::TripleFault | How::Panicked if resets_in_a_row < TRIPLE_FAULTS => Down::Restart,
+        How::Panicked => {
+            crashed("the guest's kernel keeps panicking soon after its start; its console log says why")
+        }
         How::TripleFault => crashed("the guest's CPU keeps triple-faulting soon after its start"),
         How::Stopped => crashed("the machine was stopped by somebody else"),
         How::NotStarted => crashed("the machine monitor refused to start"),

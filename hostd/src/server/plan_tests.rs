@@ -36,7 +36,7 @@ fn wanted(generation: u64, power: Power, disks: &[&str]) -> Wanted {
 
 fn up(disks: &[&str], life: Life) -> Now {
     let disks = disks.iter().map(|key| DiskNow { key: (*key).into(), bytes: Some(10) }).collect();
-    Now::Up(Status { life, disks, nics: Vec::new() })
+    Now::Up(Status { life, disks, nics: Vec::new(), panicked: false })
 }
 
 /// What a driver carries between steps.
@@ -180,14 +180,28 @@ fn ends_mean_what_was_wanted_at_the_time() {
     let on = wanted(1, Power::On, &["a"]);
     let off = wanted(1, Power::Off { grace_secs: 1 }, &["a"]);
     let end = |how| End { how, detail: "why".into() };
-    for how in [How::PowerOff, How::Reset, How::TripleFault, How::Stopped, How::NotStarted, How::Failed] {
+    let all = [
+        How::PowerOff,
+        How::PowerButton,
+        How::Reset,
+        How::TripleFault,
+        How::Panicked,
+        How::Stopped,
+        How::NotStarted,
+        How::Failed,
+    ];
+    for how in all {
         assert_eq!(after_end(&end(how), &off, false, 0), Down::Off, "{how:?}");
     }
-    assert_eq!(after_end(&end(How::PowerOff), &on, false, 0), Down::Guest);
-    assert_eq!(after_end(&end(How::PowerOff), &on, true, 0), Down::Restart);
+    for how in [How::PowerOff, How::PowerButton] {
+        assert_eq!(after_end(&end(how), &on, false, 0), Down::Guest);
+        assert_eq!(after_end(&end(how), &on, true, 0), Down::Restart);
+    }
     assert_eq!(after_end(&end(How::Reset), &on, false, 1000), Down::Restart);
-    assert_eq!(after_end(&end(How::TripleFault), &on, false, 1), Down::Restart);
-    for (how, resets) in [(How::TripleFault, 5), (How::Failed, 0), (How::NotStarted, 0)] {
+    for how in [How::TripleFault, How::Panicked] {
+        assert_eq!(after_end(&end(how), &on, false, 1), Down::Restart);
+    }
+    for (how, resets) in [(How::TripleFault, 5), (How::Panicked, 5), (How::Failed, 0), (How::NotStarted, 0)] {
         let Down::Crashed { fault } = after_end(&end(how), &on, false, resets) else { panic!("{how:?}") };
         assert!(fault.ends_with(": why"), "{fault}");
     }

@@ -8,6 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use wire::Generation;
 use wire::host::DiskSpec;
+use wire::machine::MachineEnd;
 
 /// How far a server got.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct Record {
     /// Disks as they were plugged in.
     #[serde(default)]
     pub plugged: BTreeMap<String, DiskSpec>,
+    /// How the latest machine that has ended did so.
+    #[serde(default)]
+    pub ended: Option<MachineEnd>,
 }
 
 /// Whether there is a machine.
@@ -75,6 +79,7 @@ impl Record {
             run: Run::Down(Down::Off),
             boot,
             plugged: BTreeMap::new(),
+            ended: None,
         }
     }
 

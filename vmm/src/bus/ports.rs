@@ -4,7 +4,7 @@ use super::ioapic::IoApic;
 use super::pci::PciBus;
 use super::power::Power;
 use crate::machine::layout::{
-    ACPI_PORTS, ACPI_PORTS_LEN, COM1, COM1_IRQ, I8042_COMMAND, PCI_ADDRESS, PCI_DATA, RESET_PORT,
+    ACPI_PORTS, ACPI_PORTS_LEN, COM1, COM1_IRQ, I8042_COMMAND, PANIC_PORT, PCI_ADDRESS, PCI_DATA, RESET_PORT,
 };
 use crate::machine::signals::Signals;
 use std::convert::Infallible;
@@ -19,6 +19,10 @@ use wire::machine::EndReason;
 const I8042_RESET: u8 = 0xfe;
 /// Reset control register: do it now.
 const RESET_NOW: u8 = 1 << 2;
+
+/// pvpanic: the guest panicked, and the guest panicked and will load another kernel to write a dump.
+const PANICKED: u8 = 1;
+const DUMPS: u8 = 2;
 
 /// Raises the serial port's interrupt.
 pub struct SerialInterrupt(Arc<IoApic>);
@@ -91,6 +95,9 @@ impl Ports {
             data.fill(0);
         } else if port == RESET_PORT {
             data.fill(0);
+        } else if port == PANIC_PORT {
+            // What may be reported.
+            data.fill(PANICKED | DUMPS);
         } else {
             self.unknown.fetch_add(1, Ordering::Relaxed);
             data.fill(0xff);
@@ -116,6 +123,8 @@ impl Ports {
                 (I8042_COMMAND, [I8042_RESET]) => self.signals.end(EndReason::Reset, ""),
                 (RESET_PORT, [value]) if value & RESET_NOW != 0 => self.signals.end(EndReason::Reset, ""),
                 (RESET_PORT, _) => {}
+                (PANIC_PORT, [events]) if events & (PANICKED | DUMPS) != 0 => self.signals.panic(),
+                (PANIC_PORT, _) => {}
                 _ => {
                     self.unknown.fetch_add(1, Ordering::Relaxed);
                 }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | +0x00 | 1 | sleep control (FADT): `SLP_EN` with type 5 powers off |
 //! | +0x01 | 1 | sleep status (FADT) |
-//! | +0x10 | 4 | events since the last read, cleared by reading: see [`EVENT_POWER`], [`EVENT_PCI`] |
+//! | +0x10 | 4 | events since the last read, cleared by reading: see [`EVENT_POWER`], [`EVENT_PCI`], [`EVENT_GENERATION`] |
 //! | +0x14 | 4 | slots that got a device, a bit each, cleared by reading |
 //! | +0x18 | 4 | slots whose device is asked back, a bit each, cleared by reading |
 //! | +0x1c | 4 | write: slots that the guest ejects, a bit each |
@@ -15,7 +15,7 @@ use super::ioapic::IoApic;
 use crate::machine::layout::GED_IRQ;
 use crate::machine::signals::Signals;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use wire::machine::EndReason;
 
 /// Offset of the events register.
@@ -31,6 +31,8 @@ pub const EJECT: u16 = 0x1c;
 pub const EVENT_POWER: u32 = 1;
 /// Look at the slot registers.
 pub const EVENT_PCI: u32 = 2;
+/// The machine's generation id changed.
+pub const EVENT_GENERATION: u32 = 4;
 
 /// `SLP_TYP` value of S5, as the DSDT's `\_S5` says.
 pub const S5: u8 = 5;
@@ -43,6 +45,8 @@ pub struct Power {
     events: AtomicU32,
     inserted: AtomicU32,
     asked_back: AtomicU32,
+    /// The guest took notice of the power button.
+    heard: AtomicBool,
 }
 
 impl Power {
@@ -50,7 +54,8 @@ impl Power {
     #[must_use]
     pub fn new(ioapic: Arc<IoApic>, signals: Arc<Signals>) -> Self {
         let zero = || AtomicU32::new(0);
-        Self { ioapic, signals, events: zero(), inserted: zero(), asked_back: zero() }
+        let heard = AtomicBool::new(false);
+        Self { ioapic, signals, events: zero(), inserted: zero(), asked_back: zero(), heard }
     }
 
     fn event(&self, event: u32) {
@@ -61,6 +66,11 @@ impl Power {
     /// Presses the power button.
     pub fn press(&self) {
         self.event(EVENT_POWER);
+    }
+
+    /// Tells the guest that it goes on as another machine.
+    pub fn new_generation(&self) {
+        self.event(EVENT_GENERATION);
     }
 
     /// Tells the guest that a slot got a device.
@@ -80,7 +90,13 @@ impl Power {
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         let value = match (offset, data.len()) {
             (0 | 1, 1) => 0,
-            (EVENTS, 4) => self.events.swap(0, Ordering::SeqCst),
+            (EVENTS, 4) => {
+                let events = self.events.swap(0, Ordering::SeqCst);
+                if events & EVENT_POWER != 0 {
+                    self.heard.store(true, Ordering::SeqCst);
+                }
+                events
+            }
             (INSERTED, 4) => self.inserted.swap(0, Ordering::SeqCst),
             (ASKED_BACK, 4) => self.asked_back.swap(0, Ordering::SeqCst),
             _ => u32::MAX,
@@ -95,7 +111,8 @@ impl Power {
     pub fn write(&self, offset: u16, data: &[u8]) {
         match (offset, data) {
             (0, [value]) if value & SLP_EN != 0 && (value >> 2) & 7 == S5 => {
-                self.signals.end(EndReason::PowerOff, "");
+                let asked = self.heard.load(Ordering::SeqCst);
+                self.signals.end(if asked { EndReason::PowerButton } else { EndReason::PowerOff }, "");
             }
             (EJECT, data) => {
                 if let Ok(bytes) = <[u8; 4]>::try_from(data) {

@@ -1,14 +1,14 @@
 //! ACPI tables: what the guest's kernel learns about its machine.
 //!
-//! The hardware-reduced profile: no PM timer, no SCI, no PIC, no CMOS clock. Events (power button, PCI hot-plug) come through a generic event
+//! The hardware-reduced profile: no PM timer, no SCI, no PIC, no CMOS clock. Events (power button, PCI hot-plug, another generation id) come through a generic event
 //! device, sleep and reset through the FADT's registers, slots through the methods of the PCI root.
 
 use super::layout::{
-    ACPI_PORTS, ACPI_PORTS_LEN, ACPI_TABLES, COM1, COM1_IRQ, ECAM, GED_IRQ, IOAPIC, LAPIC, PCI_ADDRESS,
-    PCI_WINDOW, PCI_WINDOW_SIZE, RESET_PORT, SMBIOS,
+    ACPI_PORTS, ACPI_PORTS_LEN, ACPI_TABLES, COM1, COM1_IRQ, ECAM, GED_IRQ, GENERATION, IOAPIC, LAPIC,
+    PANIC_PORT, PCI_ADDRESS, PCI_WINDOW, PCI_WINDOW_SIZE, RESET_PORT, SMBIOS,
 };
 use crate::bus::pci::SLOTS;
-use crate::bus::power::{ASKED_BACK, EJECT, EVENT_PCI, EVENT_POWER, EVENTS, INSERTED, S5};
+use crate::bus::power::{ASKED_BACK, EJECT, EVENT_GENERATION, EVENT_PCI, EVENT_POWER, EVENTS, INSERTED, S5};
 use crate::virtio::Memory;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
@@ -36,6 +36,7 @@ const RESET_VALUE: u8 = 6;
 const NOTIFY_DEVICE_CHECK: u8 = 1;
 const NOTIFY_EJECT_REQUEST: u8 = 3;
 const NOTIFY_BUTTON: u8 = 0x80;
+const NOTIFY_GENERATION: u8 = 0x80;
 
 /// Writes all tables.
 ///
@@ -121,6 +122,7 @@ fn slot_name(slot: u8) -> String {
 /// The contents of the DSDT.
 fn definition_blocks() -> Vec<u8> {
     let mut out = Vec::new();
+    let generation_at = u32::try_from(GENERATION).unwrap_or_default();
     out.extend(bytes(&Name::new("_S5_".into(), &Package::new(vec![&S5, &S5, &Zero {}, &Zero {}]))));
     out.extend(bytes(&Scope::new(
         "_SB_".into(),
@@ -138,6 +140,26 @@ fn definition_blocks() -> Vec<u8> {
                             &IO::new(COM1, COM1, 1, 8),
                         ]),
                     ),
+                ],
+            ),
+            // The names that Linux' and Windows' drivers look for.
+            &Device::new(
+                "PANC".into(),
+                vec![
+                    &Name::new("_HID".into(), &"QEMU0001"),
+                    &Name::new(
+                        "_CRS".into(),
+                        &ResourceTemplate::new(vec![&IO::new(PANIC_PORT, PANIC_PORT, 1, 1)]),
+                    ),
+                ],
+            ),
+            &Device::new(
+                "VGEN".into(),
+                vec![
+                    &Name::new("_HID".into(), &"FERR0001"),
+                    &Name::new("_CID".into(), &"VM_Gen_Counter"),
+                    &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+                    &Name::new("ADDR".into(), &Package::new(vec![&generation_at, &Zero {}])),
                 ],
             ),
         ],
@@ -169,6 +191,10 @@ fn event_device() -> impl Aml {
                     &If::new(
                         &And::new(&Zero {}, &Local(0), &EVENT_PCI),
                         vec![&MethodCall::new("\\_SB_.PCI0.SCAN".into(), vec![])],
+                    ),
+                    &If::new(
+                        &And::new(&Zero {}, &Local(0), &EVENT_GENERATION),
+                        vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &NOTIFY_GENERATION)],
                     ),
                 ],
             ),

@@ -81,8 +81,14 @@ pub fn main_run(args: &RunArgs) -> ExitCode {
     match run(args) {
         Ok(end) => {
             match end.reason {
-                EndReason::PowerOff | EndReason::Reset | EndReason::TripleFault | EndReason::Stopped => {}
-                EndReason::NotStarted | EndReason::Failed => eprintln!("vmm: {}", end.detail),
+                EndReason::PowerOff
+                | EndReason::PowerButton
+                | EndReason::Reset
+                | EndReason::TripleFault
+                | EndReason::Stopped => {}
+                EndReason::Panicked | EndReason::NotStarted | EndReason::Failed => {
+                    eprintln!("vmm: {}", end.detail)
+                }
             }
             ExitCode::from(end.reason.exit_code())
         }

@@ -102,6 +102,7 @@ impl Driver {
             disks: machine.slots.disks(),
             nics: machine.slots.nics(),
             power_button_presses: 0,
+            panicked: false,
         };
         Self { machine, server, typed, waiters: Vec::new(), status, logged: 0 }
     }
@@ -118,7 +119,7 @@ impl Driver {
                 self.machine.signals().end(EndReason::Failed, format!("cannot wait for events: {error}"));
             }
             let (devices, ejected) = self.machine.signals().take();
-            if let Some(end) = self.machine.signals().take_end() {
+            if let Some(end) = self.machine.take_end() {
                 self.finish();
                 return end;
             }
@@ -207,6 +208,7 @@ impl Driver {
             state,
             disks: self.machine.slots.disks(),
             nics: self.machine.slots.nics(),
+            panicked: self.machine.signals().panicked(),
             ..self.status.clone()
         };
         if now != self.status || now.sequence == 0 {

@@ -27,6 +27,8 @@ pub const LOW_RAM_END: u64 = 0x9fc00;
 pub const ACPI_TABLES: u64 = 0xe0000;
 /// SMBIOS entry point and tables (where a scan of the BIOS area finds it).
 pub const SMBIOS: u64 = 0xf0000;
+/// The 16 bytes of the machine's generation id, in a reserved page that has nothing else.
+pub const GENERATION: u64 = 0xf_e000;
 /// Where a processor in real mode goes to restart the machine (`FFFF:0000`).
 pub const RESTART: u64 = 0xf_fff0;
 /// Where kernels go, and the end of the BIOS area.
@@ -50,6 +52,8 @@ pub const TSS: usize = 0xfffb_d000;
 /// Where RAM goes on after the hole.
 pub const ABOVE_4G: u64 = 0x1_0000_0000;
 
+/// pvpanic's port.
+pub const PANIC_PORT: u16 = 0x505;
 /// First serial port.
 pub const COM1: u16 = 0x3f8;
 /// Its interrupt: an IOAPIC pin.

@@ -13,6 +13,7 @@ pub mod by_hand;
 pub mod cpu;
 pub mod devices;
 pub mod driver;
+pub mod generation;
 pub mod layout;
 pub mod memory;
 pub mod probe;
@@ -39,7 +40,7 @@ use std::sync::Arc;
 use vcpu::Vcpus;
 use wire::MiB;
 use wire::ids::ServerId;
-use wire::machine::Identity;
+use wire::machine::{EndReason, Identity, MachineEnd};
 
 /// What a machine is built from, apart from its devices.
 pub struct Setup {
@@ -167,6 +168,7 @@ pub fn build(mut setup: Setup) -> Result<Built, BuildError> {
     let entry = boot::load(&memory, &mut setup.kernel, setup.initrd.as_ref(), &setup.command_line)?;
     acpi::write(&memory, setup.vcpus)?;
     smbios::write(&memory, setup.id, &setup.identity)?;
+    generation::write(&memory)?;
 
     let cpuid = cpu::supported(&setup.kvm, setup.vcpus)?;
     let mut vcpus = Vec::new();
@@ -235,6 +237,19 @@ impl Machine {
     /// Presses the power button.
     pub fn press_power_button(&self) {
         self.bus.ports.power.press();
+    }
+
+    /// How it ended, once it has.
+    #[must_use]
+    pub fn take_end(&self) -> Option<MachineEnd> {
+        let mut end = self.signals.take_end()?;
+        if self.signals.panicked() && matches!(end.reason, EndReason::Reset | EndReason::TripleFault) {
+            end = MachineEnd {
+                reason: EndReason::Panicked,
+                detail: "the guest's kernel panicked and reset".into(),
+            };
+        }
+        Some(end)
     }
 
     /// Marks that vCPUs leave for the driver.

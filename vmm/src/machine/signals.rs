@@ -16,6 +16,7 @@ pub struct Signals {
     wake: EventFd,
     devices: AtomicU32,
     ejected: AtomicU32,
+    panicked: AtomicBool,
     ended: AtomicBool,
     end: Mutex<Option<MachineEnd>>,
 }
@@ -30,6 +31,7 @@ impl Signals {
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             devices: AtomicU32::new(0),
             ejected: AtomicU32::new(0),
+            panicked: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             end: Mutex::new(None),
         })
@@ -58,6 +60,19 @@ impl Signals {
     pub fn eject(&self, slots: u32) {
         self.ejected.fetch_or(slots, Ordering::SeqCst);
         self.wake();
+    }
+
+    /// The guest's kernel says that it panicked.
+    pub fn panic(&self) {
+        if !self.panicked.swap(true, Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// Whether it did.
+    #[must_use]
+    pub fn panicked(&self) -> bool {
+        self.panicked.load(Ordering::SeqCst)
     }
 
     /// The machine ends; the first reason counts.

@@ -1,6 +1,6 @@
 //! SMBIOS 3 tables: BIOS, system and chassis. cloud-init finds its data source by them.
 
-use super::layout::{HIGH_RAM, SMBIOS};
+use super::layout::{GENERATION, SMBIOS};
 use crate::virtio::Memory;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use wire::ids::ServerId;
@@ -56,7 +56,7 @@ pub fn write(memory: &Memory, id: ServerId, identity: &Identity) -> Result<(), G
     tables.extend(structure(127, 3, &[], &[]));
 
     let at = SMBIOS + 0x20;
-    if at + tables.len() as u64 > HIGH_RAM {
+    if at + tables.len() as u64 > GENERATION {
         return Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(at)));
     }
     let mut entry = b"_SM3_\0\x18\x03\x00\x00\x01\x00".to_vec();

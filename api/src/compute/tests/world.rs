@@ -62,6 +62,8 @@ fn observed(call: &EnsureServer, power: PowerNow, fault: Option<String>) -> Obse
         nics: call.spec.nics.iter().map(|nic| nic.port).collect(),
         fault,
         hypervisor: "vmm".to_owned(),
+        panicked: false,
+        last_end: None,
     }
 }
 

@@ -111,7 +111,12 @@ impl QemuMachine {
         } else {
             format!("QEMU ended with {status}: {words}")
         };
-        Status { life: Life::Ended(End { how: How::Failed, detail }), disks: Vec::new(), nics: Vec::new() }
+        Status {
+            life: Life::Ended(End { how: How::Failed, detail }),
+            disks: Vec::new(),
+            nics: Vec::new(),
+            panicked: false,
+        }
     }
 
     /// Why a QEMU stands still: from its event, or, when that came before we were connected, from its trace, which has
@@ -275,7 +280,7 @@ impl Link {
             }
         }
         let state = run["status"].as_str().unwrap_or_default().to_owned();
-        Ok((state, Status { life: Life::Running, disks, nics }))
+        Ok((state, Status { life: Life::Running, disks, nics, panicked: false }))
     }
 
     fn port_of(&self, device: &str) -> Option<usize> {
