@@ -90,7 +90,7 @@ impl App {
         Ok(Arc::new(Self {
             host: Client::new(&config.sockets.host),
             net: Client::new(&config.sockets.net),
-            block: Client::new(&config.sockets.block),
+            block: Client::new(&config.sockets.block).trusting(config.sockets.block_uid),
             config,
             store,
             tasks,

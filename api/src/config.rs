@@ -65,6 +65,9 @@ pub struct Sockets {
     pub net: PathBuf,
     /// `blockd`
     pub block: PathBuf,
+    /// Uid that `blockd` runs as, when it is neither root's nor ours: another's answers are not believed.
+    #[serde(default)]
+    pub block_uid: Option<u32>,
 }
 
 /// How tokens live.

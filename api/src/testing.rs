@@ -126,7 +126,12 @@ impl Cloud {
             state_dir: at("state"),
             socket: at("api.sock"),
             socket_uids: Vec::new(),
-            sockets: Sockets { host: at("host.sock"), net: at("net.sock"), block: at("block.sock") },
+            sockets: Sockets {
+                host: at("host.sock"),
+                net: at("net.sock"),
+                block: at("block.sock"),
+                block_uid: None,
+            },
             host_name: "host-1".to_owned(),
             region: "RegionOne".to_owned(),
             tokens: Tokens::default(),

@@ -50,14 +50,21 @@ pub fn receive(socket: BorrowedFd<'_>) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>
     Ok((bytes, fds))
 }
 
-/// Connects to a `SOCK_SEQPACKET` socket, blocking.
+/// Connects to a `SOCK_SEQPACKET` socket, blocking. Only root or our own uid may serve it: what it hands out is believed.
 ///
 /// # Errors
-/// What the kernel says.
+/// What the kernel says; `PermissionDenied` when another uid listens there.
 pub fn connect(path: &std::path::Path) -> std::io::Result<OwnedFd> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
+    };
     let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let peer = getsockopt(&fd, sockopt::PeerCredentials)?.uid();
+    if !crate::rpc::Allow::own().allows(peer) {
+        let message = format!("it is served by uid {peer}, which is not the daemon's; stop that process");
+        return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, message));
+    }
     Ok(fd)
 }
 
@@ -105,5 +112,15 @@ mod tests {
         assert_eq!(text, "inside");
         drop(client);
         assert_eq!(receive(served.as_fd()).unwrap().0, b"");
+    }
+
+    #[test]
+    fn a_strangers_socket_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fd.sock");
+        let _listener = crate::testing::as_uid(64_999, dir.path(), || listen(&path).unwrap());
+        let error = connect(&path).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+        assert!(error.to_string().contains("64999"), "{error}");
     }
 }

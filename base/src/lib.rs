@@ -10,5 +10,7 @@ pub mod reconcile;
 pub mod rpc;
 pub mod store;
 pub mod task;
+#[cfg(test)]
+mod testing;
 
 pub use tokio_util::sync::CancellationToken;

@@ -17,6 +17,9 @@ pub struct Config {
     pub instance: Instance,
     /// Socket of the `api` daemon that answers metadata requests.
     pub api_socket: PathBuf,
+    /// Uid that `api` runs as, when it is neither root's nor ours: another's answers are not believed.
+    #[serde(default)]
+    pub api_uid: Option<u32>,
     /// Uids that may call, root and our own apart.
     #[serde(default)]
     pub allow_uids: Vec<u32>,

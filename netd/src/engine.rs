@@ -68,7 +68,7 @@ impl Engine {
             routers: Shelf::open(config.state_dir.join("routers"))?,
         };
         Ok(Self(Arc::new(Inner {
-            api: Client::new(config.api_socket.clone()),
+            api: Client::new(config.api_socket.clone()).trusting(config.api_uid),
             config,
             steps: Steps::default(),
             wanted: Mutex::new(wanted),

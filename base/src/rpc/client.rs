@@ -1,6 +1,6 @@
 //! The calling end.
 
-use super::{BODY_LIMIT, REQUEST_ID};
+use super::{Allow, BODY_LIMIT, REQUEST_ID};
 use axum::body::Body;
 use axum::http::{Request, Response, header};
 use http_body_util::{BodyExt, Limited};
@@ -20,14 +20,22 @@ const IDLE: usize = 8;
 #[derive(Debug, Clone)]
 pub struct Client {
     path: Arc<PathBuf>,
+    trusted: Arc<Allow>,
     idle: Arc<Mutex<Vec<SendRequest<Body>>>>,
 }
 
 impl Client {
-    /// A caller of the daemon at this socket. Nothing is connected yet.
+    /// A caller of the daemon at this socket, which must be served by root or by our own uid. Nothing is connected yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: Arc::new(path.into()), idle: Arc::default() }
+        Self { path: Arc::new(path.into()), trusted: Arc::new(Allow::own()), idle: Arc::default() }
+    }
+
+    /// Believes a daemon that runs as one of these uids too.
+    #[must_use]
+    pub fn trusting(mut self, uids: impl IntoIterator<Item = u32>) -> Self {
+        self.trusted = Arc::new(self.trusted.as_ref().clone().and(uids));
+        self
     }
 
     /// Makes a call, waiting at most a minute.
@@ -111,6 +119,11 @@ impl Client {
         let stream = UnixStream::connect(self.path.as_path())
             .await
             .map_err(|error| self.unavailable(&error.to_string()))?;
+        // Whoever can put a socket at this path is not yet the daemon: nothing is said to another.
+        let peer = stream.peer_cred().map_err(|error| self.unavailable(&error.to_string()))?.uid();
+        if !self.trusted.allows(peer) {
+            return Err(self.stranger(peer));
+        }
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.unavailable(&error.to_string()))?;
@@ -131,6 +144,13 @@ impl Client {
     fn unavailable(&self, why: &str) -> Refused {
         Refused::unavailable(format!("the daemon at {} does not answer: {why}", self.path.display()))
             .remedy("see whether it runs and what its log says")
+    }
+
+    fn stranger(&self, uid: u32) -> Refused {
+        let path = self.path.display();
+        tracing::error!(uid, socket = %path, "a socket is served by a stranger");
+        Refused::unavailable(format!("the socket {path} is served by uid {uid}, which is not the daemon's"))
+            .remedy("stop that process, start the daemon again, and see that the configuration names its uid")
     }
 
     fn nonsense(&self, path: &str, why: &str) -> Refused {

@@ -1,7 +1,7 @@
 //! Calls between daemons: HTTP/1.1 with JSON over unix sockets, one type per call at both ends ([`wire::Call`]).
 //!
-//! The kernel says who calls (`SO_PEERCRED`); a connection from a uid that is not allowed is closed before a byte of
-//! it is read. The caller's request id travels along in `x-openstack-request-id`.
+//! The kernel says who is at the other end (`SO_PEERCRED`), to both: a connection from a uid that is not allowed is closed
+//! before a byte of it is read, and nothing is said to a socket that another uid than the daemon's listens on. The caller's request id travels along in `x-openstack-request-id`.
 
 mod client;
 mod server;
@@ -73,6 +73,33 @@ mod tests {
         assert!(refused.message.contains("x.sock"), "{refused}");
         let (_, _end) = up(dir.path(), Allow::own()).await;
         assert_eq!(client.call(&Halve { number: 4 }).await.unwrap().0, 2);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_to_a_stranger_at_the_daemons_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        const STRANGER: u32 = 64_999;
+        let listener = crate::testing::as_uid(STRANGER, dir.path(), || {
+            std::os::unix::net::UnixListener::bind(&path).unwrap()
+        });
+        let heard = std::thread::spawn(move || {
+            let mut text = String::new();
+            for stream in listener.incoming().take(2) {
+                let mut byte = [0u8];
+                if std::io::Read::read(&mut stream.unwrap(), &mut byte).unwrap() > 0 {
+                    text.push(char::from(byte[0]));
+                }
+            }
+            text
+        });
+        let refused = Client::new(&path).call(&Halve { number: 4 }).await.unwrap_err();
+        assert_eq!(refused.kind, RefusedKind::Unavailable);
+        assert!(refused.message.contains("64999"), "{refused}");
+        // Told that this is the daemon's uid, the caller speaks.
+        let client = Client::new(&path).trusting([STRANGER]);
+        client.call(&Halve { number: 4 }).await.unwrap_err();
+        assert_eq!(heard.join().unwrap(), "P");
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use tokio::net::UnixListener;
 use tokio_util::task::TaskTracker;
 use wire::{Call, Refused, RefusedKind};
 
-/// The uids whose connections are served.
+/// The uids that a daemon serves, or that a caller takes for the daemon.
 #[derive(Debug, Clone)]
 pub struct Allow(BTreeSet<u32>);
 
@@ -33,6 +33,12 @@ impl Allow {
     #[must_use]
     pub fn uids(uids: impl IntoIterator<Item = u32>) -> Self {
         Self(uids.into_iter().collect())
+    }
+
+    /// Whether this one is among them.
+    #[must_use]
+    pub fn allows(&self, uid: u32) -> bool {
+        self.0.contains(&uid)
     }
 
     /// These too.
@@ -148,7 +154,7 @@ pub fn listen(
                 },
             };
             match stream.peer_cred() {
-                Ok(peer) if allow.0.contains(&peer.uid()) => (),
+                Ok(peer) if allow.allows(peer.uid()) => (),
                 Ok(peer) => {
                     tracing::warn!(uid = peer.uid(), socket = %path.display(), "turned a stranger away");
                     continue;

@@ -138,7 +138,7 @@ fn server_flow(lab: &mut Lab) {
     cloud.wait(&shown, "/volume/status", "available", LONG);
     step(since, "the volume is detached");
     // The check at the end can only mean something when it finds the server now.
-    lab.ok("pgrep -f ^ferrostack-guest && ls /run/ferrostack/servers | grep .", SHORT);
+    lab.ok("pgrep -f ^ferrostack-guest && ls /run/ferrostack/hostd/servers | grep .", SHORT);
     cloud.delete(&format!("compute/v2.1/servers/{server}"));
     cloud.wait_gone(&format!("compute/v2.1/servers/{server}"), LONG);
     let floating = floating["floatingip"]["id"].as_str().expect("an id");
@@ -147,7 +147,7 @@ fn server_flow(lab: &mut Lab) {
     cloud.wait_gone(&shown, LONG);
     lab.ok(
         "for i in $(seq 100); do
-            left=$(pgrep -af ^ferrostack-guest; ls -A /run/ferrostack/servers /var/lib/ferrostack/guests/servers | grep -v -e ':$' -e '^$')
+            left=$(pgrep -af ^ferrostack-guest; ls -A /run/ferrostack/hostd/servers /var/lib/ferrostack/guests/servers | grep -v -e ':$' -e '^$')
             [ -z \"$left\" ] && exit 0
             sleep 0.2
         done; echo \"left: $left\"; exit 1",
