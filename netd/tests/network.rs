@@ -6,7 +6,7 @@ mod lab;
 use base::rpc::{Allow, Router};
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable};
-use lab::{Lab, Raw, egress, ingress, network, udp, udp_payload};
+use lab::{Lab, Raw, egress, ingress, network, ping, udp, udp_payload};
 use netd::engine::Engine;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -105,6 +105,64 @@ async fn groups_allow_what_they_say_and_replies_pass() {
     assert!(b.payloads_until(b"free").is_empty());
     let stale = EnsureNetwork { id, generation: Generation(2), spec };
     assert_eq!(lab.client().call(&stale).await.unwrap_err().kind, RefusedKind::Stale);
+}
+
+/// One rule goes while connections live: its own end in both directions, the others' go on, and nothing comes back by
+/// the guest's own freedom to send.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lost_its_rule_ends_at_once_and_the_rest_goes_on() {
+    use std::io::{Read, Write};
+    let mut lab = Lab::new("").await;
+    let rules = [egress(), ingress(6, 80), ingress(6, 81), ingress(17, 6000), ingress(17, 6001), ping()];
+    let (id, mut spec) = network(4, &rules);
+    lab.ensure(id, 1, &spec).await;
+    let (client, server) = (lab.guest(&spec.ports[1], "10.0.0.1"), lab.guest(&spec.ports[2], "10.0.0.1"));
+    let (asker, answerer) = (lab.raw(&spec.ports[3]), lab.raw(&spec.ports[4]));
+    let talk = |port: u16| {
+        let listener = server.within(|| std::net::TcpListener::bind(("10.0.0.12", port))).unwrap();
+        let near = client.within(|| std::net::TcpStream::connect(("10.0.0.12", port))).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        for end in [&near, &far] {
+            end.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            end.set_nodelay(true).unwrap();
+        }
+        (near, far)
+    };
+    let said = |from: &mut std::net::TcpStream, to: &mut std::net::TcpStream| {
+        from.write_all(b"x").unwrap();
+        to.read_exact(&mut [0]).is_ok()
+    };
+    let ((mut near, mut far), (mut kept, mut kept_far)) = (talk(80), talk(81));
+    assert!(said(&mut near, &mut far) && said(&mut far, &mut near));
+    asker.udp(&answerer, (4000, 6000), b"to lose");
+    asker.udp(&answerer, (4000, 6001), b"to keep");
+    asker.send(&lab::echo(&asker, &answerer, 8, 7));
+    answerer.until(|frame| lab::echoed(frame) == Some((8, 7)));
+    answerer.send(&lab::echo(&answerer, &asker, 0, 7));
+    asker.until(|frame| lab::echoed(frame) == Some((0, 7)));
+
+    let left = [egress(), ingress(6, 81), ingress(17, 6001)];
+    for port in &mut spec.ports {
+        port.filter = Some(left.to_vec());
+    }
+    lab.ensure(id, 2, &spec).await;
+    // The answering side first, as its packets alone could keep a connection open.
+    assert!(!said(&mut far, &mut near), "the server still reaches its client");
+    assert!(!said(&mut near, &mut far), "the client still reaches its server");
+    assert!(said(&mut kept_far, &mut kept) && said(&mut kept, &mut kept_far));
+    answerer.udp(&asker, (6000, 4000), b"late reply");
+    answerer.send(&lab::echo(&answerer, &asker, 0, 7));
+    answerer.udp(&asker, (6001, 4000), b"reply");
+    let frames = asker.until(|frame| udp_payload(frame) == Some(b"reply"));
+    let lost = |frame: &&Vec<u8>| udp_payload(frame) == Some(b"late reply") || lab::echoed(frame).is_some();
+    assert_eq!(frames.iter().filter(lost).count(), 0);
+    asker.udp(&answerer, (4000, 6000), b"more");
+    asker.send(&lab::echo(&asker, &answerer, 8, 7));
+    asker.udp(&answerer, (4000, 6001), b"end");
+    let frames = answerer.until(|frame| udp_payload(frame) == Some(b"end"));
+    let lost = |frame: &&Vec<u8>| udp_payload(frame) == Some(b"more") || lab::echoed(frame) == Some((8, 7));
+    assert_eq!(frames.iter().filter(lost).count(), 0);
+    assert!(said(&mut kept_far, &mut kept) && said(&mut kept, &mut kept_far));
 }
 
 #[tokio::test]

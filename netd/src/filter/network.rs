@@ -6,6 +6,10 @@
 //! - `inet`: stateful, over `br_netfilter`, which shows bridged packets to the filters of IP and to connection
 //!   tracking. The marks tell whose rules apply. 0 is a port without filter, a router's leg or `netd` itself.
 //!
+//! Connection tracking finds who began a conversation; the rules are asked about that direction, for packets of both. A
+//! connection that they allow is marked with the number of this very rule set and passes unasked until the rules change;
+//! then each is asked about once more, so that what lost its rule ends at once, and everything else goes on.
+//!
 //! What is always allowed (ARP, DHCP as client, neighbour discovery) is what upstream's security groups always allow.
 
 use super::{Table, identity, set};
@@ -189,35 +193,51 @@ fn inet_body(spec: &NetworkSpec, guarded: &[Guarded<'_>], home: &Home<'_>) -> St
     let bridge = home.bridge;
     let mut body = String::new();
     for (_, number, rules) in guarded {
-        body += &format!("chain out_{number} {{\nudp sport 68 udp dport 67 return\n");
+        body += &format!("chain out_{number} {{\n{}", dhcp(68, 67));
         body += "icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } return\n";
         body += &rules_text(rules, Direction::Egress);
-        body += &format!("drop\n}}\nchain in_{number} {{\nudp sport 67 udp dport 68 return\n");
+        body += &format!("drop\n}}\nchain in_{number} {{\n{}", dhcp(67, 68));
         body += "icmpv6 type { 130, 131, 132, 134, 135, 136, 143 } return\n";
         body += &rules_text(rules, Direction::Ingress);
         body += "drop\n}\n";
     }
-    let (mut outs, mut ins) = (Vec::new(), Vec::new());
-    for (_, number, _) in guarded {
-        outs.push(format!("{number} : jump out_{number}"));
-        ins.push(format!("{:#x} : jump in_{number}", u32::from(*number) << 16));
-    }
+    let (sender, receiver) = ("meta mark & 0xffff", "meta mark & 0xffff0000");
+    // Asks the rules of the port that the mark names on this side of the packet.
+    let ask = |side: &str, verb: &str| {
+        let jump = |(_, number, _): &Guarded<'_>| {
+            let value = u32::from(*number) << if side == receiver { 16 } else { 0 };
+            format!("{value:#x} : jump {verb}_{number}")
+        };
+        if guarded.is_empty() {
+            return String::new();
+        }
+        format!("{side} vmap {}\n", set(guarded.iter().map(jump)))
+    };
+    let allowed = {
+        let mut hasher = std::hash::DefaultHasher::new();
+        std::hash::Hash::hash(&body, &mut hasher);
+        // The upper half, and never 0, which is a connection that was not asked about.
+        (std::hash::Hasher::finish(&hasher) >> 32) | 1
+    };
+    body += "chain replies {\n";
+    body += &(ask(sender, "in") + &ask(receiver, "out"));
+    body += &format!("ct mark set {allowed:#x} accept\n}}\n");
     body += "chain bridged {\ntype filter hook forward priority 0; policy accept;\n";
     body += &format!("iifname != \"{bridge}\" oifname != \"{bridge}\" return\n");
     if let Some(masquerade) = home.masquerade {
         body += &routed_by_host(bridge, masquerade);
     }
-    body += "ct state established,related accept\nct state invalid drop\n";
-    if !guarded.is_empty() {
-        body += &format!("meta mark & 0xffff vmap {}\n", set(&outs));
-        body += &format!("meta mark & 0xffff0000 vmap {}\n", set(&ins));
-    }
-    body += "}\nchain to_host {\ntype filter hook input priority 0; policy accept;\n";
+    body += "ct state related accept\nct state invalid drop\n";
+    body += &format!("ct state established ct mark {allowed:#x} accept\n");
+    body += "ct direction reply goto replies\n";
+    body += &(ask(sender, "out") + &ask(receiver, "in"));
+    body += &format!("ct mark set {allowed:#x}\n");
+    body += "}\nchain replies_to_host {\n";
+    body += &ask(sender, "in");
+    body += "accept\n}\nchain to_host {\ntype filter hook input priority 0; policy accept;\n";
     body += &format!("iifname != \"{bridge}\" return\n");
-    body += "ct state established,related accept\n";
-    if !guarded.is_empty() {
-        body += &format!("meta mark & 0xffff vmap {}\n", set(&outs));
-    }
+    body += "ct state related accept\nct direction reply goto replies_to_host\n";
+    body += &ask(sender, "out");
     if home.masquerade.is_none() {
         if home.responder.is_some() {
             body += "udp dport { 53, 67 } accept\ntcp dport 53 accept\n";
@@ -240,6 +260,11 @@ fn inet_body(spec: &NetworkSpec, guarded: &[Guarded<'_>], home: &Home<'_>) -> St
     body
 }
 
+/// DHCP, begun from this port to that one.
+fn dhcp(from: u16, to: u16) -> String {
+    format!("meta l4proto 17 ct original proto-src {from} ct reply proto-src {to} return\n")
+}
+
 fn v4(range: &IpNet) -> Option<Ipv4Net> {
     match range {
         IpNet::V4(range) => Some(*range),
@@ -258,63 +283,87 @@ fn routed_by_host(bridge: &str, masquerade: bool) -> String {
 /// Packets from the machine itself to guests on a bridge of its own are not bridged, so they carry no mark.
 fn from_host(guarded: &[Guarded<'_>], bridge: &str) -> String {
     let mut chain = "chain from_host {\ntype filter hook output priority 0; policy accept;\n".to_owned();
-    chain += &format!("oifname != \"{bridge}\" return\nct state established,related accept\n");
-    for (port, number, _) in guarded {
-        for (_, address) in &port.addresses {
-            let family = if address.is_ipv4() { "ip" } else { "ip6" };
-            chain += &format!("{family} daddr {address} jump in_{number}\n");
+    chain += &format!("oifname != \"{bridge}\" return\nct state related accept\n");
+    for (direction, verb) in [("reply", "out"), ("original", "in")] {
+        for family in ["ip", "ip6"] {
+            let jumps = guarded.iter().flat_map(|(port, number, _)| {
+                let addresses = port.addresses.iter().map(|(_, address)| address);
+                let ours = addresses.filter(|address| address.is_ipv4() == (family == "ip"));
+                ours.map(move |address| format!("{address} : jump {verb}_{number}"))
+            });
+            let jumps: Vec<String> = jumps.collect();
+            if !jumps.is_empty() {
+                chain += &format!("ct direction {direction} {family} daddr vmap {}\n", set(jumps));
+            }
         }
     }
     chain + "}\n"
 }
 
 fn rules_text(rules: &[FilterRule], direction: Direction) -> String {
-    rules.iter().filter(|rule| rule.direction == direction).filter_map(rule_text).collect()
+    rules.iter().filter(|rule| rule.direction == direction).flat_map(rule_text).collect()
 }
 
-/// One rule; `None` when it can match nothing.
-fn rule_text(rule: &FilterRule) -> Option<String> {
+/// One rule as one or two of the kernel's; none when it can match nothing. It is about the conversation that a packet
+/// belongs to, as it was begun: `original` is who began it, `reply` who answers, address translation undone.
+fn rule_text(rule: &FilterRule) -> Vec<String> {
     let mut text = format!("meta nfproto {} ", if rule.v6 { "ipv6" } else { "ipv4" });
     let remote: Vec<IpNet> =
         rule.remote.iter().filter(|range| range.addr().is_ipv6() == rule.v6).map(IpNet::trunc).collect();
     if remote.is_empty() && (rule.remote_only || !rule.remote.is_empty()) {
-        return None;
+        return Vec::new();
     }
     // A range of length 0 is anyone, and no element of a set.
     if !remote.is_empty() && remote.iter().all(|range| range.prefix_len() > 0) {
         let side = match rule.direction {
-            Direction::Ingress => "saddr",
-            Direction::Egress => "daddr",
+            Direction::Ingress => "original",
+            Direction::Egress => "reply",
         };
-        text += &format!("{} {side} {} ", if rule.v6 { "ip6" } else { "ip" }, set(IpNet::aggregate(&remote)));
+        let family = if rule.v6 { "ip6" } else { "ip" };
+        text += &format!("ct {side} {family} saddr {} ", set(IpNet::aggregate(&remote)));
     }
-    match (rule.protocol, rule.ports) {
-        (None, _) => (),
-        (Some(protocol @ (1 | 58)), ports) => {
-            // ICMP for IPv6 is asked for by either number.
-            let (number, word) = if rule.v6 { (58, "icmpv6") } else { (protocol, "icmp") };
-            text += &format!("meta l4proto {number} ");
-            if let (Some((kind, code)), true) = (ports, number != 58 || rule.v6) {
-                text += &format!("{word} type {} ", u8::try_from(kind).ok()?);
-                if let Some(code) = code {
-                    text += &format!("{word} code {} ", u8::try_from(code).ok()?);
-                }
+    let Some(protocol) = rule.protocol else { return vec![text + "return\n"] };
+    // ICMP for IPv6 is asked for by either number.
+    let icmp = matches!(protocol, 1 | 58);
+    let protocol = if icmp && rule.v6 { 58 } else { protocol };
+    text += &format!("meta l4proto {protocol} ");
+    let Some((low, high)) = rule.ports else { return vec![text + "return\n"] };
+    match protocol {
+        58 if !rule.v6 => vec![text + "return\n"],
+        1 | 58 => {
+            let kind = u8::try_from(low);
+            let code = high.map(u8::try_from).transpose();
+            let (Ok(kind), Ok(code)) = (kind, code) else { return Vec::new() };
+            // Where others have a port, connection tracking keeps type and code.
+            let low = u16::from_be_bytes([kind, code.unwrap_or(0)]);
+            let high = u16::from_be_bytes([kind, code.unwrap_or(u8::MAX)]);
+            let mut rules = vec![format!("{text}ct original proto-dst {} return\n", span(low, high))];
+            if rule.v6 {
+                // Neighbour discovery and the like are not tracked.
+                let code = code.map(|code| format!("icmpv6 code {code} ")).unwrap_or_default();
+                rules.push(format!("{text}ct state untracked icmpv6 type {kind} {code}return\n"));
             }
+            rules
         }
-        (Some(protocol), ports) => {
-            text += &format!("meta l4proto {protocol} ");
-            // TCP, UDP, DCCP, SCTP and UDP-Lite have ports at the same place.
-            if let (Some((low, high)), 6 | 17 | 33 | 132 | 136) = (ports, protocol) {
-                let high = high.unwrap_or(low);
-                if high < low {
-                    return None;
-                }
-                text +=
-                    &if low == high { format!("th dport {low} ") } else { format!("th dport {low}-{high} ") };
-            }
+        _ if high.is_some_and(|high| high < low) => Vec::new(),
+        6 | 17 => {
+            vec![format!("{text}ct reply proto-src {} return\n", span(low, high.unwrap_or(low)))]
         }
+        // DCCP, SCTP and UDP-Lite have ports at the same place, but not every kernel tracks them.
+        33 | 132 | 136 => {
+            let ports = span(low, high.unwrap_or(low));
+            vec![
+                format!("{text}ct direction original th dport {ports} return\n"),
+                format!("{text}ct direction reply th sport {ports} return\n"),
+            ]
+        }
+        _ => vec![text + "return\n"],
     }
-    Some(text + "return\n")
+}
+
+/// A range as `nft` takes it.
+fn span(low: u16, high: u16) -> String {
+    if low == high { low.to_string() } else { format!("{low}-{high}") }
 }
 
 #[cfg(test)]
@@ -337,14 +386,16 @@ mod tests {
             remote: vec![],
             remote_only: true,
         };
-        assert_eq!(rule_text(&rule), None);
+        assert_eq!(rule_text(&rule), Vec::<String>::new());
         rule.remote = vec!["2001:db8::/64".parse().unwrap()];
         rule.remote_only = false;
-        assert_eq!(rule_text(&rule), None, "a range of the other family is not anyone");
+        assert_eq!(rule_text(&rule), Vec::<String>::new(), "a range of the other family is not anyone");
         rule.remote = vec!["10.0.0.7/24".parse().unwrap()];
         assert_eq!(
-            rule_text(&rule).unwrap(),
-            "meta nfproto ipv4 ip saddr { 10.0.0.0/24 } meta l4proto 6 th dport 22 return\n"
+            rule_text(&rule),
+            [
+                "meta nfproto ipv4 ct original ip saddr { 10.0.0.0/24 } meta l4proto 6 ct reply proto-src 22 return\n"
+            ]
         );
     }
 

@@ -324,25 +324,31 @@ pub fn udp(macs: (Mac, Mac), addresses: (Ipv4Addr, Ipv4Addr), ports: (u16, u16),
 
 /// A TCP segment that asks for a connection.
 pub fn syn(macs: (Mac, Mac), addresses: (Ipv4Addr, Ipv4Addr), ports: (u16, u16)) -> Vec<u8> {
-    let sum = |parts: &[&[u8]]| {
-        let words = parts.iter().flat_map(|part| part.chunks(2));
-        let mut sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        (!u16::try_from(sum).unwrap()).to_be_bytes()
-    };
     let mut tcp = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
     tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0x20, 0, 0, 0, 0, 0]);
     let (from, to) = (addresses.0.octets(), addresses.1.octets());
-    let check = sum(&[&from, &to, &[0, 6, 0, 20], &tcp]);
+    let check = checksum(&[&from, &to, &[0, 6, 0, 20], &tcp]);
     tcp[16..18].copy_from_slice(&check);
-    let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
-    ip.extend(from);
-    ip.extend(to);
-    let check = sum(&[&ip]);
+    ipv4(macs, addresses, 6, &tcp)
+}
+
+fn checksum(parts: &[&[u8]]) -> [u8; 2] {
+    let words = parts.iter().flat_map(|part| part.chunks(2));
+    let mut sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!u16::try_from(sum).unwrap()).to_be_bytes()
+}
+
+fn ipv4(macs: (Mac, Mac), addresses: (Ipv4Addr, Ipv4Addr), protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(20 + payload.len()).unwrap();
+    let mut ip = vec![0x45, 0, 0, length, 0, 0, 0, 0, 64, protocol, 0, 0];
+    ip.extend(addresses.0.octets());
+    ip.extend(addresses.1.octets());
+    let check = checksum(&[&ip]);
     ip[10..12].copy_from_slice(&check);
-    [&macs.1.0[..], &macs.0.0[..], &[8, 0], &ip, &tcp].concat()
+    [&macs.1.0[..], &macs.0.0[..], &[8, 0], &ip, payload].concat()
 }
 
 pub fn udp_payload(frame: &[u8]) -> Option<&[u8]> {
@@ -376,6 +382,24 @@ pub fn ingress(protocol: u8, port: u16) -> FilterRule {
         ports: Some((port, Some(port))),
         ..egress()
     }
+}
+
+/// Echo requests, let in.
+pub fn ping() -> FilterRule {
+    FilterRule { protocol: Some(1), ports: Some((8, Some(0))), ..ingress(1, 8) }
+}
+
+/// An ICMP packet of type 8 (request) or 0 (answer), of the conversation `id`.
+pub fn echo(from: &Raw, to: &Raw, kind: u8, id: u8) -> Vec<u8> {
+    let mut icmp = vec![kind, 0, 0, 0, 0, id, 0, 1];
+    let check = checksum(&[&icmp]);
+    icmp[2..4].copy_from_slice(&check);
+    ipv4((from.mac, to.mac), (from.address, to.address), 1, &icmp)
+}
+
+/// Type and conversation of an ICMP packet.
+pub fn echoed(frame: &[u8]) -> Option<(u8, u8)> {
+    (frame.get(12..14)? == [8, 0] && frame[23] == 1).then(|| (frame[34], frame[39]))
 }
 
 /// A network 10.0.0.0/24 with a responder at .2 and guests at .11, .12, ...
