@@ -94,8 +94,7 @@ impl Claim {
             let _ = std::fs::remove_file(self.shown());
             return text(
                 StatusCode::GONE,
-                "this box has been claimed. To claim it again, start it with 'ferrostack.claim' among the kernel's arguments \
-                 and read the new code on its console",
+                "this box has been claimed; docs/operations.md says how whoever holds its disk claims it again",
             );
         };
         if !same(&code, given) {
