@@ -7,6 +7,8 @@ mod lab;
 use cloud::Cloud;
 use lab::Lab;
 use serde_json::json;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const SHORT: Duration = Duration::from_secs(60);
@@ -55,8 +57,8 @@ fn server_flow(lab: &mut Lab) {
     let probe = lab.ok("/usr/lib/ferrostack/vmm probe", SHORT);
     assert!(probe.contains("hardware"), "real virtualisation inside: {probe}");
     lab.ok("! grep -Ev '^[^:]+:[!*]' /etc/shadow && ! pgrep agetty", SHORT);
-    let clouds = lab.ok("cat /var/lib/ferrostack/db/clouds.yaml", SHORT);
-    let mut cloud = Cloud::log_in(lab.https, &clouds, "ferrostack-demo", LONG);
+    let claim = lab.ok("cat /var/lib/ferrostack/db/claim", SHORT);
+    let mut cloud = Cloud::log_in(lab.https, &claimed(lab.https, &claim), "ferrostack-demo", LONG);
     step(since, "logged in");
 
     let public_key = lab.ok(
@@ -157,4 +159,35 @@ fn server_flow(lab: &mut Lab) {
     let restarts = lab.ok("systemctl show -P NRestarts ferro-{api,netd,blockd,hostd}", SHORT);
     assert_eq!(restarts.split_whitespace().collect::<Vec<_>>(), ["0"; 4], "a daemon died by itself");
     step(since, "nothing is left");
+}
+
+/// Fetches `clouds.yaml` as the console tells the operator to, for the code and the fingerprint that it shows.
+fn claimed(https: u16, shown: &str) -> String {
+    let line = |key: &str| shown.lines().find_map(|line| line.strip_prefix(key)).expect("a claim").to_owned();
+    let url = format!("https://127.0.0.1:{https}/claim");
+    let fetch = |pin: &str, code: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["-skf", "--max-time", "60", "--pinnedpubkey", pin, "-d", code, &url]);
+        curl.output().expect("curl is installed")
+    };
+    let (pin, code) = (line("pin="), line("code="));
+    assert!(
+        !fetch("sha256//AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", &code).status.success(),
+        "another key"
+    );
+    assert!(!fetch(&pin, "aaaa-aaaa-aaaa").status.success(), "another code");
+    let archive = fetch(&pin, &code);
+    assert!(archive.status.success(), "no credentials for the code");
+    let mut tar = Command::new("tar");
+    let mut tar = tar
+        .args(["x", "-O", "clouds.yaml"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("tar");
+    tar.stdin.take().expect("a pipe").write_all(&archive.stdout).expect("tar reads");
+    let clouds = tar.wait_with_output().expect("tar ends");
+    let clouds = String::from_utf8(clouds.stdout).expect("text");
+    assert!(clouds.contains(&format!("https://127.0.0.1:{https}/identity")), "{clouds}");
+    clouds
 }
