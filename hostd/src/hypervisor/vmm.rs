@@ -6,7 +6,7 @@
 use super::{
     Adopted, Control, DiskNow, End, How, Hypervisor, Kind, Life, Machine, Plan, Seat, Status, place,
 };
-use crate::cgroup::Limits;
+use crate::cgroup;
 use crate::process::{self, Launch, Process};
 use crate::resources::Resources;
 use crate::{console, durable, fault};
@@ -170,7 +170,8 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
     inherit.extend(config.disks.iter().map(|disk| disk.fd));
     inherit.extend(config.nics.iter().map(|nic| nic.fd));
     let memory = plan.spec.memory.bytes().map(|bytes| bytes.saturating_add(OVERHEAD));
-    let cgroup = place::cgroup(seat, Limits { vcpus: plan.spec.vcpus, memory, tasks: 128 + plan.spec.vcpus });
+    let cgroup =
+        place::cgroup(seat, cgroup::Limits { vcpus: plan.spec.vcpus, memory, tasks: 128 + plan.spec.vcpus });
     process::launch(Launch {
         program,
         arguments: vec!["serve".into(), "--config-fd".into(), config_file.as_raw_fd().to_string().into()],
