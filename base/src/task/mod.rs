@@ -42,6 +42,9 @@ pub trait Task: Serialize + DeserializeOwned + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Next<Self>, Stop>> + Send;
 
     /// Takes back what this step did or half did. Runs backwards over all steps that were entered, also repeatedly.
+    ///
+    /// Whatever it answers but `Ok`, it is tried again, for ever and with growing pauses: earlier steps are not undone
+    /// before it, and the subject stays busy. What is gone anyway is `Ok`.
     fn undo(&self, context: &Self::Context, job: &Job) -> impl Future<Output = Result<(), Stop>> + Send;
 
     /// The last act after everything was undone: stores the fault for the user to see. Idempotent.
@@ -70,7 +73,8 @@ pub enum Stop {
     /// Something that may pass: the step is repeated with growing pauses, [`ATTEMPTS`] times, then it fails.
     #[error("{0}")]
     Retry(String),
-    /// No use to go on: what was done is undone. The text is shown to the user: cause and remedy.
+    /// No use to go on: what was done is undone. The text is shown to the user: cause and remedy. Of an undo it means
+    /// only that somebody should look: it is tried again all the same.
     #[error("{0}")]
     Fail(String),
 }
@@ -133,21 +137,27 @@ pub struct TaskView {
 }
 
 /// Tables of this module; migrate them as component `task`.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    statements: &[
-        "CREATE TABLE tasks (
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        statements: &[
+            "CREATE TABLE tasks (
             id TEXT PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, request_id TEXT NOT NULL,
             state TEXT NOT NULL, step TEXT NOT NULL, entered TEXT NOT NULL, why TEXT,
             attempts BIGINT NOT NULL, due_ms BIGINT NOT NULL,
             lease_owner TEXT, lease_until_ms BIGINT NOT NULL,
             superseded BIGINT NOT NULL, next_kind TEXT, next_step TEXT, next_request_id TEXT,
             created_ms BIGINT NOT NULL, updated_ms BIGINT NOT NULL)",
-        "CREATE UNIQUE INDEX tasks_live ON tasks (subject) WHERE state IN ('live', 'undoing')",
-        "CREATE INDEX tasks_due ON tasks (due_ms) WHERE state IN ('live', 'undoing')",
-        "CREATE INDEX tasks_subject ON tasks (subject, created_ms)",
-    ],
-}];
+            "CREATE UNIQUE INDEX tasks_live ON tasks (subject) WHERE state IN ('live', 'undoing')",
+            "CREATE INDEX tasks_due ON tasks (due_ms) WHERE state IN ('live', 'undoing')",
+            "CREATE INDEX tasks_subject ON tasks (subject, created_ms)",
+        ],
+    },
+    Migration {
+        version: 2,
+        statements: &["ALTER TABLE tasks ADD COLUMN lease_number BIGINT NOT NULL DEFAULT 0"],
+    },
+];
 
 /// The queue of tasks. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -290,5 +300,7 @@ pub fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
+#[cfg(test)]
+mod lease_tests;
 #[cfg(test)]
 mod tests;

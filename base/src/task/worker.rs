@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-/// How long a lease holds without being renewed.
-const LEASE_MS: i64 = 30_000;
+/// How long a lease holds without being renewed. It is renewed three times as often.
+const LEASE: Duration = Duration::from_secs(30);
 /// How often due tasks are looked for when nobody nudges.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -136,9 +136,13 @@ pub struct Workers<C> {
     tasks: Tasks,
     handlers: HashMap<&'static str, Arc<dyn Handler<C>>>,
     crash: Arc<Crash>,
+    lease: Duration,
 }
 
 struct Lease {
+    /// Rises with each leasing of the task: tells this lease from a later one, also of the same owner.
+    number: i64,
+    until_ms: i64,
     job: Job,
     kind: String,
     state: State,
@@ -158,13 +162,20 @@ impl<C: Send + Sync + 'static> Workers<C> {
     /// Works on nothing yet.
     #[must_use]
     pub fn new(tasks: Tasks) -> Self {
-        Self { tasks, handlers: HashMap::new(), crash: Arc::default() }
+        Self { tasks, handlers: HashMap::new(), crash: Arc::default(), lease: LEASE }
     }
 
     /// Works on `T` too.
     #[must_use]
     pub fn register<T: Task<Context = C>>(mut self) -> Self {
         self.handlers.insert(T::KIND, Arc::new(Typed::<T>(PhantomData)));
+        self
+    }
+
+    /// Leases for so long instead of half a minute: a test waits for its end.
+    #[must_use]
+    pub fn leasing(mut self, lease: Duration) -> Self {
+        self.lease = lease;
         self
     }
 
@@ -264,8 +275,10 @@ impl<C: Send + Sync + 'static> Workers<C> {
             .tx(|tx| async move {
                 let now = now_ms();
                 let Some(found) = tx.row(DUE, args![now, now]).await? else { return Ok(None) };
-                let sql = "UPDATE tasks SET lease_owner = $1, lease_until_ms = $2 WHERE id = $3 RETURNING *";
-                tx.row(sql, args![owner, now + LEASE_MS, found.text("id")?]).await
+                let sql =
+                    "UPDATE tasks SET lease_owner = $1, lease_until_ms = $2, lease_number = lease_number + 1
+                    WHERE id = $3 RETURNING *";
+                tx.row(sql, args![owner, now + self.lease_ms(), found.text("id")?]).await
             })
             .await?;
         row.map(|row| read(&row)).transpose()
@@ -284,14 +297,13 @@ impl<C: Send + Sync + 'static> Workers<C> {
         loop {
             let number = self.crash.steps.fetch_add(1, Ordering::Relaxed);
             self.crash.check(CrashPoint::Before, number).await;
-            let save = {
-                let acting = self.act(&*handler, &lease, context);
-                let mut acting = std::pin::pin!(acting);
-                loop {
-                    tokio::select! {
-                        save = &mut acting => break save,
-                        () = tokio::time::sleep(Duration::from_secs(10)) => self.renew(&lease, owner).await,
-                    }
+            // Both are polled all the time: a step that holds a transaction must be able to end it while the renewal waits.
+            let save = tokio::select! {
+                save = self.act(&*handler, &lease, context) => save,
+                () = self.keep(&lease, owner) => {
+                    // Another worker does this step now; it is idempotent, but never meant to run beside itself.
+                    tracing::warn!(task = lease.job.id, kind = lease.kind, "a lease was lost; the step is dropped");
+                    return;
                 }
             };
             self.crash.check(CrashPoint::Between, number).await;
@@ -326,14 +338,25 @@ impl<C: Send + Sync + 'static> Workers<C> {
                     tracing::warn!(task = job.id, kind = lease.kind, trouble, "cannot undo yet");
                     Save::Again { pause_ms: backoff_ms(job.attempts), why: None }
                 }
+                // Only the report to the user is lost.
+                Err(Stop::Fail(trouble)) if lease.entered.is_empty() => {
+                    tracing::error!(
+                        task = job.id,
+                        kind = lease.kind,
+                        trouble,
+                        "cannot store why a task failed"
+                    );
+                    Save::Failed
+                }
+                // Never past it: what is left would be nobody's, and earlier steps count on later ones being undone.
                 Err(Stop::Fail(trouble)) => {
                     tracing::error!(
                         task = job.id,
                         kind = lease.kind,
                         trouble,
-                        "cannot undo a step; going on"
+                        "a step cannot be undone; it stays and is tried again"
                     );
-                    if lease.entered.is_empty() { Save::Failed } else { Save::Undone }
+                    Save::Again { pause_ms: backoff_ms(job.attempts).saturating_mul(10), why: None }
                 }
             };
         }
@@ -367,18 +390,40 @@ impl<C: Send + Sync + 'static> Workers<C> {
         }
     }
 
-    async fn renew(&self, lease: &Lease, owner: &str) {
-        let outcome = self
+    fn lease_ms(&self) -> i64 {
+        i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// Renews a lease again and again; returns when it is lost.
+    async fn keep(&self, lease: &Lease, owner: &str) {
+        let mut until = lease.until_ms;
+        loop {
+            tokio::time::sleep(self.lease / 3).await;
+            match self.renew(lease, owner).await {
+                Ok(Some(renewed)) => until = renewed,
+                Ok(None) => return,
+                Err(error) => tracing::warn!(%error, task = lease.job.id, "cannot renew a lease"),
+            }
+            // Whoever cannot renew must stop before the others may begin.
+            if now_ms() >= until - self.lease_ms() / 3 {
+                return;
+            }
+        }
+    }
+
+    /// Until when the lease holds now; `None` when it is another's.
+    async fn renew(&self, lease: &Lease, owner: &str) -> Result<Option<i64>, StoreError> {
+        let until = now_ms() + self.lease_ms();
+        let changed = self
             .tasks
             .store
             .tx(|tx| async move {
-                let sql = "UPDATE tasks SET lease_until_ms = $1 WHERE id = $2 AND lease_owner = $3";
-                tx.exec(sql, args![now_ms() + LEASE_MS, &*lease.job.id, owner]).await
+                let sql = "UPDATE tasks SET lease_until_ms = $1 WHERE id = $2 AND lease_owner = $3 AND lease_number = $4
+                    AND state IN ('live', 'undoing')";
+                tx.exec(sql, args![until, &*lease.job.id, owner, lease.number]).await
             })
-            .await;
-        if let Err(error) = outcome {
-            tracing::warn!(%error, task = lease.job.id, "cannot renew a lease");
-        }
+            .await?;
+        Ok((changed > 0).then_some(until))
     }
 
     /// Saves an outcome in one transaction and returns the task as it goes on, or `None` when this worker is done with it.
@@ -389,14 +434,12 @@ impl<C: Send + Sync + 'static> Workers<C> {
             .store
             .tx(|tx| async move {
                 let now = now_ms();
-                let sql = "SELECT * FROM tasks WHERE id = $1 AND lease_owner = $2 AND state IN ('live', 'undoing')";
-                let Some(row) = tx.row(sql, args![&*lease.job.id, owner]).await? else { return Ok(None) };
-                // A new life of the same owner may already be at another step.
-                if row.text("step")? != lease.step || entered(&row)? != lease.entered {
-                    return Ok(None);
-                }
+                // Numbered: a new life of the same owner may have leased it since.
+                let sql = "SELECT * FROM tasks WHERE id = $1 AND lease_owner = $2 AND lease_number = $3
+                    AND state IN ('live', 'undoing')";
+                let Some(row) = tx.row(sql, args![&*lease.job.id, owner, lease.number]).await? else { return Ok(None) };
                 let change = save.change(lease);
-                let until = if change.keeps { now + LEASE_MS } else { 0 };
+                let until = if change.keeps { now + self.lease_ms() } else { 0 };
                 let sql = "UPDATE tasks SET state = $1, step = $2, entered = $3, why = $4, attempts = $5, due_ms = $6,
                         lease_until_ms = $7, updated_ms = $8 WHERE id = $9 RETURNING *";
                 let entered = serde_json::to_string(&change.entered).map_err(|e| StoreError::Shape(e.to_string()))?;
@@ -501,6 +544,8 @@ fn entered(row: &Row) -> Result<Vec<String>, StoreError> {
 
 fn read(row: &Row) -> Result<Lease, StoreError> {
     Ok(Lease {
+        number: row.int("lease_number")?,
+        until_ms: row.int("lease_until_ms")?,
         job: Job {
             id: row.text("id")?,
             subject: row.text("subject")?,

@@ -172,6 +172,27 @@ pub async fn unreserve(app: &App, it: &Attachment) -> Result<(), Fault> {
     }
 }
 
+/// Takes a volume from a server whose machine is gone: gives it back, deletes it when it goes with the server, and forgets
+/// that the server had it. Harmless to repeat.
+///
+/// # Errors
+/// When a database or the volume service does not answer.
+pub async fn let_go(app: &App, it: &Attachment) -> Result<(), Fault> {
+    unreserve(app, it).await?;
+    if it.body.delete_on_termination {
+        match volume::delete(app, &it.volume_id).await {
+            // It has snapshots, or feeds another volume: it stays its project's, as upstream leaves it.
+            Err(fault) if fault.status.is_client_error() => {
+                tracing::warn!(volume = it.volume_id, server = %it.server, %fault, "a volume outlives its server");
+            }
+            done => done?,
+        }
+    }
+    let id = it.id.as_str();
+    app.store.tx(|tx| async move { attachments::delete(&tx, id).await }).await?;
+    Ok(())
+}
+
 /// Gives back volumes whose request died between the reservation and the task.
 ///
 /// # Errors

@@ -1,13 +1,13 @@
 //! Create: a place, ports, disks, volumes, wires, and the machine.
 
 use super::volume::set_disk;
-use super::{Applied, DISK_LIMIT, apply, change, load, load_living, stop};
+use super::{Applied, DISK_LIMIT, apply, change, load_living, stop};
 use crate::app::App;
 use crate::compute::metadata;
 use crate::compute::neighbours::{image, network, volume};
 use crate::compute::records::attachments::{self, Attachment, State};
 use crate::compute::records::servers::{
-    Disk, Fault, Lifecycle, NetworkRequest, Nic, Seen, Server, VolumeRequest, Wanted,
+    self, Disk, Fault, Lifecycle, NetworkRequest, Nic, Seen, Server, VolumeRequest, Wanted,
 };
 use crate::compute::rules::{self, attach};
 use crate::compute::scheduler::{self, NoPlace};
@@ -301,18 +301,16 @@ impl Task for CreateServer {
             Self::Start { .. } => Ok(app.host.call(&ForgetServer { id: server }).await?),
             Self::Volumes { .. } => {
                 for it in attachments::of_server(&app.store, server).await? {
-                    attach::unreserve(app, &it).await.map_err(stop)?;
-                    if it.body.delete_on_termination {
-                        volume::delete(app, &it.volume_id).await.map_err(stop)?;
-                    }
-                    let id = it.id.as_str();
-                    app.store.tx(|tx| async move { attachments::delete(&tx, id).await }).await?;
+                    attach::let_go(app, &it).await.map_err(stop)?;
                 }
                 Ok(())
             }
             Self::Disks { .. } => {
-                for disk in load(app, server).await?.body.disks.all() {
-                    app.block.call(&ForgetDisk { id: disk.id }).await?;
+                // Without a row nobody knows of disks; the pool's own clean-up finds them.
+                if let Some(row) = servers::get(&app.store, server).await? {
+                    for disk in row.body.disks.all() {
+                        app.block.call(&ForgetDisk { id: disk.id }).await?;
+                    }
                 }
                 Ok(())
             }

@@ -2,7 +2,7 @@
 
 use super::{attachment_subject, change, interface_subject, load, stop};
 use crate::app::App;
-use crate::compute::neighbours::{network, volume};
+use crate::compute::neighbours::network;
 use crate::compute::records::{attachments, servers};
 use crate::compute::rules::attach;
 use crate::placement;
@@ -77,12 +77,7 @@ impl Task for DeleteServer {
             }
             Self::Volumes { server } => {
                 for it in attachments::of_server(&app.store, *server).await? {
-                    attach::unreserve(app, &it).await.map_err(stop)?;
-                    if it.body.delete_on_termination {
-                        volume::delete(app, &it.volume_id).await.map_err(stop)?;
-                    }
-                    let id = it.id.as_str();
-                    app.store.tx(|tx| async move { attachments::delete(&tx, id).await }).await?;
+                    attach::let_go(app, &it).await.map_err(stop)?;
                 }
                 Ok(Next::Step(Self::Network { server: *server }))
             }

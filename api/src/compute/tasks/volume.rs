@@ -219,7 +219,12 @@ impl Task for DetachVolume {
         match self {
             Self::Release { .. } => Ok(()),
             Self::Unplug { attachment } => {
-                let exported = volume::export(app, reserved(&it)?).await.map_err(stop)?;
+                let exported = match volume::export(app, reserved(&it)?).await {
+                    Ok(exported) => exported,
+                    // No longer reserved for this server: it must not get it back.
+                    Err(fault) if fault.status == 404 => return Ok(()),
+                    Err(fault) => return Err(stop(fault)),
+                };
                 set_disk(app, attachment, Some(&exported.disk)).await?;
                 match plugged(app, it.server, &it.volume_id, true).await {
                     Ok(true) | Err(Stop::Fail(_)) => Ok(()),
@@ -230,9 +235,15 @@ impl Task for DetachVolume {
                 }
             }
             Self::Begin { attachment } => {
-                let host = load(app, it.server).await?.host.unwrap_or_default();
-                volume::complete(app, reserved(&it)?, &it.body.device, &host).await.map_err(stop)?;
-                Ok(set_state(app, attachment, State::Attached).await?)
+                let Some(server) = servers::get(&app.store, it.server).await? else {
+                    return Ok(drop_row(app, attachment).await?);
+                };
+                let host = server.host.unwrap_or_default();
+                match volume::complete(app, reserved(&it)?, &it.body.device, &host).await {
+                    Ok(()) => Ok(set_state(app, attachment, State::Attached).await?),
+                    Err(fault) if fault.status == 404 => Ok(drop_row(app, attachment).await?),
+                    Err(fault) => Err(stop(fault)),
+                }
             }
         }
     }
