@@ -2,11 +2,11 @@
 
 use super::metadata;
 use super::records::flavors::{self, Flavor};
-use super::records::servers;
+use super::records::{attachments, servers};
 use crate::app::{App, Shared};
 use crate::bootstrap::Params;
 use api_kit::Fault;
-use base::store::StoreError;
+use base::store::{Query, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use wire::ids::ServerId;
 use wire::metadata::{MetadataReply, ReadMetadata};
@@ -22,6 +22,15 @@ pub async fn metadata(app: &App, request: ReadMetadata) -> MetadataReply {
 /// When the database fails.
 pub async fn server_exists(app: &App, id: ServerId) -> Result<bool, Fault> {
     Ok(servers::get(&app.store, id).await?.is_some())
+}
+
+/// Whether a server has a volume, or compute works on giving it or taking it. In the asker's transaction, so that the
+/// answer holds when that commits.
+///
+/// # Errors
+/// When the database fails.
+pub async fn uses_volume(query: &impl Query, server: ServerId, volume: &str) -> Result<bool, StoreError> {
+    Ok(attachments::of_volume(query, server, volume).await?.is_some())
 }
 
 /// (id, name, vCPUs, MiB, GiB) of the flavors that a fresh system has.

@@ -6,6 +6,7 @@ use super::rules::{self, Wanted, missing};
 use super::tasks::{bytes, disk};
 use crate::app::App;
 use api_kit::{Caller, Fault};
+use base::store::Tx;
 use base::task::Stop;
 use uuid::Uuid;
 use wire::block::{DiskSource, EnsureDisk};
@@ -51,8 +52,15 @@ pub async fn reserve(app: &App, caller: &Caller, volume_id: &str, server: Server
         .tx(|tx| async move {
             let volume = rules::own(caller, records::find(&tx, volume_id).await?, volume_id)?;
             let known = records::attachments_of(&tx, [volume.id.clone()]).await?;
-            if let Some(known) = known.into_iter().find(|one| one.server_id == *server) {
-                return Ok(known.id);
+            // Whatever the status says (an administrator may have set it): a volume that somebody holds is not free.
+            if let Some(known) = known.into_iter().next() {
+                if known.server_id == *server {
+                    return Ok(known.id);
+                }
+                return Err(Fault::bad_request(format!(
+                    "Invalid volume: volume {volume_id} is held by server {}. Detach it there first.",
+                    known.server_id
+                )));
             }
             if volume.status != "available" {
                 return Err(Fault::bad_request(format!(
@@ -145,18 +153,19 @@ pub async fn begin_detach(app: &App, attachment_id: &str) -> Result<(), Fault> {
 /// # Errors
 /// When the database does not answer.
 pub async fn release(app: &App, attachment_id: &str) -> Result<(), Fault> {
-    app.store
-        .tx(|tx| async move {
-            let Some(found) = records::find_attachment(&tx, attachment_id).await? else { return Ok(()) };
-            records::delete_attachment(&tx, attachment_id).await?;
-            for from in ["reserved", "attaching", "in-use", "detaching"] {
-                if records::advance(&tx, &found.volume_id, from, "available").await? {
-                    break;
-                }
-            }
-            Ok::<_, Fault>(())
-        })
-        .await
+    app.store.tx(|tx| async move { release_in(&tx, attachment_id).await }).await
+}
+
+/// [`release`] in the caller's transaction.
+pub(super) async fn release_in(tx: &Tx, attachment_id: &str) -> Result<(), Fault> {
+    let Some(found) = records::find_attachment(tx, attachment_id).await? else { return Ok(()) };
+    records::delete_attachment(tx, attachment_id).await?;
+    for from in ["reserved", "attaching", "in-use", "detaching"] {
+        if records::advance(tx, &found.volume_id, from, "available").await? {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a volume for a server (boot from volume). `id` is the caller's choice, so that a repeated step finds the first.
