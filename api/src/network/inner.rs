@@ -374,34 +374,27 @@ pub async fn release(app: &App, server: ServerId) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Adds one interface to a server.
-///
-/// `key` numbers the request among the server's; the same key again gives the same port. Keys of [`allocate`] are the
-/// indexes of its requests, so take one that is higher.
+/// Adds one interface to a server, in the transaction that writes the work on it: either both are there or neither. Nudge
+/// [`crate::app::Wake::network`] after the commit.
 ///
 /// # Errors
 /// As [`allocate`].
-#[allow(clippy::too_many_arguments)]
 pub async fn attach_one(
-    app: &App,
+    tx: &Tx,
     project_id: &str,
     server: ServerId,
-    key: usize,
     request: &NetRequest,
     security_groups: &[String],
     hostname: &str,
     host: &str,
 ) -> Result<Option<ServerPort>, Fault> {
     let device = &server.to_string();
-    let id = app
-        .store
-        .tx(|tx| async move {
-            let groups = groups(&tx, project_id, security_groups).await?;
-            take(&tx, project_id, device, (key, request), &groups, hostname, host).await
-        })
-        .await?;
-    app.wake.network.nudge();
-    let ports = of_servers(app, &[server]).await?.remove(&server).unwrap_or_default();
+    let groups = groups(tx, project_id, security_groups).await?;
+    // Requests are numbered by server; the ones of its creation are below those that have a port.
+    let number =
+        ports_of(tx, device).await?.iter().filter_map(|port| port.request).max().map_or(0, |last| last + 1);
+    let id = take(tx, project_id, device, (number, request), &groups, hostname, host).await?;
+    let ports = read_ports(tx, &[server]).await?.remove(&server).unwrap_or_default();
     Ok(ports.into_iter().find(|port| Some(port.port.to_string()) == id))
 }
 
@@ -473,16 +466,23 @@ pub async fn of_servers(
     app: &App,
     servers: &[ServerId],
 ) -> Result<HashMap<ServerId, Vec<ServerPort>>, Fault> {
+    read_ports(&app.store, servers).await
+}
+
+async fn read_ports(
+    query: &impl Query,
+    servers: &[ServerId],
+) -> Result<HashMap<ServerId, Vec<ServerPort>>, Fault> {
     let mut select = Where::new(Port::SELECT);
     select.and_in("device_id", servers.iter().map(|server| (*server).into()));
-    let mut ports: Vec<Port> = all(&app.store, select).await?;
+    let mut ports: Vec<Port> = all(query, select).await?;
     ports.sort_by_key(|port| port.request);
     let mut select = Where::new(Network::SELECT);
     select.and_in("id", ports.iter().map(|port| (&port.network_id).into()));
-    let networks: Vec<Network> = all(&app.store, select).await?;
+    let networks: Vec<Network> = all(query, select).await?;
     let mut select = Where::new(Floating::SELECT);
     select.and_in("port_id", ports.iter().map(|port| (&port.common.id).into()));
-    let floating: Vec<Floating> = all(&app.store, select).await?;
+    let floating: Vec<Floating> = all(query, select).await?;
     let mut out: HashMap<ServerId, Vec<ServerPort>> = HashMap::new();
     for port in ports {
         let (Some(server), Some(network)) =

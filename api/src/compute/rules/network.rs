@@ -23,38 +23,34 @@ pub async fn attach(
     request: &NetRequest,
     tag: Option<String>,
 ) -> Result<ServerPort, Fault> {
-    let server = app
+    network::check_requests(app, caller, std::slice::from_ref(request)).await?;
+    let tag = &tag;
+    // One transaction with the task: a crash, or a deletion of the server meanwhile, leaves no port without one.
+    let port = app
         .store
         .tx(|tx| async move {
             let (server, state) = reread(&tx, id).await?;
             check(&server, state, "attach_interface", STATES, caller)?;
-            Ok::<_, Fault>(server)
+            let (project, body) = (&server.project_id, &server.body);
+            let host = server.host.as_deref().unwrap_or_default();
+            let made =
+                network::attach_one(&tx, project, id, request, &body.security_groups, &body.hostname, host)
+                    .await?;
+            let port = made.ok_or_else(|| Fault::bad_request("No network or port was named to attach."))?;
+            let nic =
+                Nic { spec: NicSpec { port: port.port, mac: port.mac, mtu: port.mtu }, tag: tag.clone() };
+            let subject = tasks::interface_subject(port.port);
+            let first = AttachInterface::Wire { server: id, nic };
+            app.tasks
+                .enqueue(&tx, &subject, &first)
+                .await
+                .map_err(|error| busy(error, "attach_interface", id))?;
+            Ok::<_, Fault>(port)
         })
         .await?;
-    network::check_requests(app, caller, std::slice::from_ref(request)).await?;
-    let host = server.host.clone().unwrap_or_default();
-    // Requests are numbered; those of the creation come first, and each of these is a new one.
-    let key = usize::try_from(base::task::now_ms()).unwrap_or(usize::MAX);
-    let (project, groups) = (&server.project_id, &server.body.security_groups);
-    let made =
-        network::attach_one(app, project, id, key, request, groups, &server.body.hostname, &host).await?;
-    let port = made.ok_or_else(|| Fault::bad_request("No network or port was named to attach."))?;
-    let nic = Nic { spec: NicSpec { port: port.port, mac: port.mac, mtu: port.mtu }, tag };
-    let first = &AttachInterface::Wire { server: id, nic };
-    app.store
-        .tx(|tx| async move {
-            let subject = tasks::interface_subject(port_of(first));
-            app.tasks.enqueue(&tx, &subject, first).await.map_err(|error| busy(error, "attach_interface", id))
-        })
-        .await?;
+    app.wake.network.nudge();
     app.tasks.wake();
     Ok(port)
-}
-
-fn port_of(task: &AttachInterface) -> PortId {
-    match task {
-        AttachInterface::Wire { nic, .. } | AttachInterface::Plug { nic, .. } => nic.spec.port,
-    }
 }
 
 /// Takes an interface from a server.

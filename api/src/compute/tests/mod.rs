@@ -2,4 +2,5 @@
 
 mod crash;
 mod flow;
+mod safety;
 mod world;
