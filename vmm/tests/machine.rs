@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 use wire::MiB;
 use wire::ids::{Mac, PortId};
-use wire::machine::{BlockSize, EndReason, Limits, MachineCall, MachineReply, MachineState};
+use wire::machine::{BlockSize, EndReason, Limits, MachineCall, MachineReply, MachineState, NicLimits};
 
 /// First slot of disks.
 const DISK_SLOT: u8 = 10;
@@ -238,10 +238,20 @@ fn network_interfaces_have_their_address_and_come_and_go() {
     guest.wait_console("ready");
     assert_eq!(guest.status().nics.iter().map(|nic| nic.port).collect::<Vec<_>>(), [one]);
     let tap = common::tap(None);
-    let plug = MachineCall::PlugNic { port: two, mac: Mac([2, 0, 0, 7, 0, 1]), mtu: 1500 };
+    let plug = MachineCall::PlugNic {
+        port: two,
+        mac: Mac([2, 0, 0, 7, 0, 1]),
+        mtu: 1500,
+        limits: NicLimits::default(),
+    };
     assert_eq!(guest.call_with(&plug, Some(tap.as_fd())), MachineReply::Done);
     assert_eq!(guest.status().nics.len(), 2);
-    let no_tap = MachineCall::PlugNic { port: PortId::new(), mac: Mac([2, 0, 0, 7, 0, 1]), mtu: 1500 };
+    let no_tap = MachineCall::PlugNic {
+        port: PortId::new(),
+        mac: Mac([2, 0, 0, 7, 0, 1]),
+        mtu: 1500,
+        limits: NicLimits::default(),
+    };
     let refused = guest.call_with(&no_tap, Some(file(b"").as_fd()));
     assert!(
         matches!(&refused, MachineReply::Refused(why) if why.message.contains("no usable tap")),

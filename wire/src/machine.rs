@@ -164,6 +164,17 @@ pub struct DiskConfig {
     pub limits: Limits,
 }
 
+/// Limits of a network interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicLimits {
+    /// What comes to the guest.
+    #[serde(default)]
+    pub to_guest: Limits,
+    /// What comes from it.
+    #[serde(default)]
+    pub from_guest: Limits,
+}
+
 /// A network interface, with its tap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicConfig {
@@ -171,10 +182,16 @@ pub struct NicConfig {
     pub port: PortId,
     /// The tap: `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, 12-byte header.
     pub fd: Fd,
+    /// Further queues of the same tap, all opened with `IFF_MULTI_QUEUE` too: the guest gets a pair of queues for each, 16 at most.
+    #[serde(default)]
+    pub more_fds: Vec<Fd>,
     /// Guest-visible address.
     pub mac: Mac,
     /// Advertised MTU in bytes.
     pub mtu: u16,
+    /// Limits from the start; [`MachineCall::LimitNic`] changes them.
+    #[serde(default)]
+    pub limits: NicLimits,
 }
 
 /// A request on the control socket.
@@ -234,6 +251,16 @@ pub enum MachineCall {
         mac: Mac,
         /// Advertised MTU in bytes.
         mtu: u16,
+        /// Limits from the start.
+        #[serde(default)]
+        limits: NicLimits,
+    },
+    /// Changes what a network interface may carry, at once.
+    LimitNic {
+        /// Which port.
+        port: PortId,
+        /// Its limits from now on.
+        limits: NicLimits,
     },
     /// As [`MachineCall::UnplugDisk`].
     UnplugNic {

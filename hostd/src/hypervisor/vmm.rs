@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use wire::host::{DiskSpec, NicSpec};
 use wire::machine::{
     BlockSize, DiskConfig, EndReason, Identity, JailConfig, Limits, MachineCall, MachineConfig, MachineEnd,
-    MachineReply, MachineState, MachineStatus, NicConfig,
+    MachineReply, MachineState, MachineStatus, NicConfig, NicLimits,
 };
 use wire::{Refused, RefusedKind};
 
@@ -200,7 +200,14 @@ fn disk_config(disk: &DiskSpec, file: &File) -> DiskConfig {
 }
 
 fn nic_config(nic: &NicSpec, tap: &OwnedFd) -> NicConfig {
-    NicConfig { port: nic.port, fd: tap.as_raw_fd(), mac: nic.mac, mtu: nic.mtu }
+    NicConfig {
+        port: nic.port,
+        fd: tap.as_raw_fd(),
+        more_fds: Vec::new(),
+        mac: nic.mac,
+        mtu: nic.mtu,
+        limits: NicLimits::default(),
+    }
 }
 
 fn in_memory(config: &MachineConfig) -> io::Result<File> {
@@ -335,7 +342,7 @@ impl VmmMachine {
             }
             Control::PlugNic(NicSpec { port, mac, mtu }) => {
                 let tap = blocking(move || resources.tap(port)).await?;
-                (MachineCall::PlugNic { port, mac, mtu }, Some(tap))
+                (MachineCall::PlugNic { port, mac, mtu, limits: NicLimits::default() }, Some(tap))
             }
         };
         self.call(&call, fd.as_ref()).await.map(drop)

@@ -4,11 +4,14 @@
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use nix::sched::{CloneFlags, unshare};
 use vmm::backend::tap::Tap;
+use vmm::virtio::net::control::Shared;
 use vmm::virtio::net::engine::NetEngine;
+use wire::machine::Limits;
 
 /// A new tap, down: whatever the guest sends ends there.
 fn tap() -> File {
@@ -24,11 +27,15 @@ fn tap() -> File {
 }
 
 thread_local! {
-    static ENGINE: RefCell<NetEngine> = RefCell::new(NetEngine::new(Tap::new(tap()).expect("a tap")));
+    static ENGINE: RefCell<NetEngine> = RefCell::new({
+        let tap = Arc::new(Tap::new(tap()).expect("a tap"));
+        let shared = Shared::new(vec![Arc::clone(&tap)], [2, 0, 0, 0, 0, 1], [Limits::default(); 2]);
+        NetEngine::new(tap, Arc::new(shared))
+    });
 }
 
 fuzz_target!(|data: &[u8]| {
     let Some((setup, data)) = data.split_first() else { return };
     let features = u64::MAX & !(u64::from(setup & 1) << 15) & !(u64::from(setup & 2) << 28);
-    ENGINE.with_borrow_mut(|engine| vmm_fuzz::run(engine, 2, features, data));
+    ENGINE.with_borrow_mut(|engine| vmm_fuzz::run(engine, 3, features, data));
 });

@@ -8,8 +8,8 @@ use vmm::virtio::testing::{Counter, Ring, activation, memory};
 use vmm::virtio::worker::{Engine, Ready, Turn};
 use vmm::virtio::Memory;
 
-/// Bytes of memory at the front that the fuzzer writes: both rings and some buffers.
-const WINDOW: usize = 0x2_1000;
+/// Bytes of memory at the front that the fuzzer writes: all rings and some buffers.
+const WINDOW: usize = 0x4_0000;
 
 static MEMORY: LazyLock<Arc<Memory>> = LazyLock::new(memory);
 

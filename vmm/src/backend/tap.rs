@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -22,9 +23,19 @@ pub const TUN_F_TSO4: u32 = 0x02;
 pub const TUN_F_TSO6: u32 = 0x04;
 /// The peer takes unsegmented TCP with ECN bits.
 pub const TUN_F_TSO_ECN: u32 = 0x08;
+/// The peer takes unfragmented UDP.
+pub const TUN_F_UFO: u32 = 0x10;
+/// The peer takes unsegmented UDP over IPv4 (Linux 6.2).
+pub const TUN_F_USO4: u32 = 0x20;
+/// The peer takes unsegmented UDP over IPv6 (Linux 6.2).
+pub const TUN_F_USO6: u32 = 0x40;
+
+const IFF_ATTACH_QUEUE: i16 = 0x200;
+const IFF_DETACH_QUEUE: i16 = 0x400;
 
 mod ioctls {
     nix::ioctl_read_bad!(get_interface, super::tun(2, 210, 4), libc::ifreq);
+    nix::ioctl_write_ptr_bad!(set_queue, super::tun(1, 217, 4), libc::ifreq);
     nix::ioctl_write_int_bad!(set_offload, super::tun(1, 208, 4));
     nix::ioctl_write_ptr_bad!(set_header_size, super::tun(1, 216, 4), libc::c_int);
     nix::ioctl_write_ptr_bad!(set_little_endian, super::tun(1, 220, 4), libc::c_int);
@@ -55,10 +66,12 @@ pub enum TapError {
     },
 }
 
-/// An open tap.
+/// An open tap, or one queue of a tap that was opened with `IFF_MULTI_QUEUE`.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
+    segments_udp: bool,
+    attached: AtomicBool,
 }
 
 impl Tap {
@@ -92,7 +105,8 @@ impl Tap {
             OFlag::from_bits_retain(fcntl(file.as_fd(), FcntlArg::F_GETFL).map_err(setup("read its flags"))?);
         fcntl(file.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))
             .map_err(setup("make it non-blocking"))?;
-        let tap = Self { file };
+        let mut tap = Self { file, segments_udp: false, attached: AtomicBool::new(true) };
+        tap.segments_udp = tap.set_offload(TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6).is_ok();
         tap.set_offload(0).map_err(|source| TapError::Setup { what: "turn its offloads off", source })?;
         Ok(tap)
     }
@@ -105,6 +119,29 @@ impl Tap {
         let flags = i32::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: takes a number.
         unsafe { ioctls::set_offload(self.file.as_raw_fd(), flags) }?;
+        Ok(())
+    }
+
+    /// Whether the kernel knows of unsegmented UDP (`TUN_F_USO4` and `TUN_F_USO6`).
+    #[must_use]
+    pub fn segments_udp(&self) -> bool {
+        self.segments_udp
+    }
+
+    /// Lets the kernel give packets to this queue of the tap, or not. Queues are attached when they are opened.
+    ///
+    /// # Errors
+    /// What the kernel says, when that is a change.
+    pub fn attach(&self, on: bool) -> io::Result<()> {
+        if self.attached.load(Ordering::Acquire) == on {
+            return Ok(());
+        }
+        // SAFETY: `ifreq` is plain bytes; zero is a value of each.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_flags = if on { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+        // SAFETY: the kernel reads one `ifreq`.
+        unsafe { ioctls::set_queue(self.file.as_raw_fd(), &raw const request) }?;
+        self.attached.store(on, Ordering::Release);
         Ok(())
     }
 

@@ -34,6 +34,8 @@ const KVM_IRQFD: u64 = 0x4020_ae76;
 const KVM_IOEVENTFD: u64 = 0x4040_ae79;
 /// `TUNSETOFFLOAD`.
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+/// `TUNSETQUEUE`.
+const TUNSETQUEUE: u64 = 0x4004_54d9;
 /// `TUNSETVNETHDRSZ`.
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 /// `TUNSETVNETLE`.
@@ -114,6 +116,7 @@ const DEVICES: &[Allow] = &[
         1,
         &[
             TUNSETOFFLOAD,
+            TUNSETQUEUE,
             TUNSETVNETHDRSZ,
             TUNSETVNETLE,
             TUNGETVNETHDRSZ,

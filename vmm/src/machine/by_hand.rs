@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
-use wire::machine::{EndReason, Identity};
+use wire::machine::{EndReason, Identity, NicLimits};
 
 /// MTU of a tap that is used by hand.
 const MTU: u16 = 1500;
@@ -134,7 +134,8 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     built.slots().plug(role, device, false).map_err(plugged)?;
     for (index, tap) in (1u8..).zip(taps) {
         let mac = Mac([2, 0, 0, 0, 0, index]);
-        let (role, device) = devices::nic(PortId::new(), tap, mac, MTU).map_err(plugged)?;
+        let (role, device) =
+            devices::nic(PortId::new(), vec![tap], mac, MTU, &NicLimits::default()).map_err(plugged)?;
         built.slots().plug(role, device, false).map_err(plugged)?;
     }
     for (path, file, read_only) in disks {

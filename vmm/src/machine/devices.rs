@@ -12,6 +12,7 @@ use crate::virtio::worker::Confine;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use wire::ids::{Mac, PortId};
+use wire::machine::NicLimits;
 
 /// A device and what it is to the outside.
 pub type Made = (Role, Box<dyn VirtioDevice>);
@@ -49,13 +50,20 @@ pub fn disk(key: String, file: OwnedFd, config: &BlkConfig) -> Result<Made, Plug
     Ok((Role::Disk { key }, Box::new(device)))
 }
 
-/// A network interface on a tap.
+/// A network interface on the queues of a tap, at least one.
 ///
 /// # Errors
-/// When the descriptor is no usable tap.
-pub fn nic(port: PortId, tap: OwnedFd, mac: Mac, mtu: u16) -> Result<Made, PlugError> {
+/// When a descriptor is no usable tap.
+pub fn nic(
+    port: PortId,
+    taps: Vec<OwnedFd>,
+    mac: Mac,
+    mtu: u16,
+    limits: &NicLimits,
+) -> Result<Made, PlugError> {
     let failed = |source| PlugError::Host { what: format!("network interface {port}"), source };
-    let tap = Tap::new(File::from(tap)).map_err(|error| failed(std::io::Error::other(error)))?;
-    let device = Net::new(tap, NetConfig { mac: mac.0, mtu }, worker());
+    let open = |tap| Tap::new(File::from(tap)).map_err(|error| failed(std::io::Error::other(error)));
+    let taps = taps.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let device = Net::new(taps, NetConfig { mac: mac.0, mtu }, [limits.to_guest, limits.from_guest], worker);
     Ok((Role::Nic { port }, Box::new(device)))
 }

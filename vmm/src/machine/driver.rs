@@ -16,8 +16,10 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wire::Refused;
+use wire::ids::PortId;
 use wire::machine::{
-    EndReason, Limits, MachineCall, MachineEnd, MachineReply, MachineState, MachineStatus, PROTOCOL,
+    EndReason, Limits, MachineCall, MachineEnd, MachineReply, MachineState, MachineStatus, NicLimits,
+    PROTOCOL,
 };
 
 /// Longest wait of a `Status` call.
@@ -273,13 +275,14 @@ impl Driver {
                 self.unplug(self.machine.slots.disk(&key));
                 Ok(())
             }
-            MachineCall::PlugNic { port, mac, mtu } => match self.machine.slots.nic(port) {
+            MachineCall::PlugNic { port, mac, mtu, limits } => match self.machine.slots.nic(port) {
                 Some(slot) => self.already(slot),
-                None => with_fd(fd).and_then(|fd| {
-                    let (role, device) = devices::nic(port, fd, mac, mtu).map_err(refuse)?;
+                None => check_nic(&limits).and_then(|()| with_fd(fd)).and_then(|fd| {
+                    let (role, device) = devices::nic(port, vec![fd], mac, mtu, &limits).map_err(refuse)?;
                     self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
                 }),
             },
+            MachineCall::LimitNic { port, limits } => self.limit_nic(port, &limits),
             MachineCall::UnplugNic { port } => {
                 self.unplug(self.machine.slots.nic(port));
                 Ok(())
@@ -326,6 +329,16 @@ impl Driver {
         Err(Refused::missing(format!("there is no disk '{key}' in this machine")))
     }
 
+    fn limit_nic(&self, port: PortId, limits: &NicLimits) -> Result<(), Refused> {
+        check_nic(limits)?;
+        let slot = self.machine.slots.nic(port);
+        let both = [limits.to_guest, limits.from_guest];
+        if slot.is_some_and(|slot| self.machine.slots.set_limits(slot, both)) {
+            return Ok(());
+        }
+        Err(Refused::missing(format!("there is no network interface {port} in this machine")))
+    }
+
     fn resize(&mut self, key: &str) -> Result<(), Refused> {
         let slot = self.machine.slots.disk(key);
         let result = slot.and_then(|slot| self.machine.slots.resize(slot));
@@ -335,6 +348,14 @@ impl Driver {
             Some(Err(error)) => Err(Refused::unavailable(format!("cannot look at disk '{key}': {error}"))),
         }
     }
+}
+
+/// Checks what a caller says about a network interface.
+///
+/// # Errors
+/// Limits of nothing.
+pub fn check_nic(limits: &NicLimits) -> Result<(), Refused> {
+    limit::check(&limits.to_guest).and_then(|()| limit::check(&limits.from_guest)).map_err(Refused::invalid)
 }
 
 /// Checks what a caller says about a disk.

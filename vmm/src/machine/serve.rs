@@ -2,12 +2,13 @@
 
 #![allow(unsafe_code)]
 
-use super::driver::{Driver, check_disk};
+use super::driver::{Driver, check_disk, check_nic};
 use super::{BuildError, Setup, build, devices};
 use crate::console::{ConsoleError, ConsoleLog};
 use crate::control::Server;
 use crate::jail::{self, Fork, JailError, ThreadKind};
 use crate::virtio::blk::BlkConfig;
+use crate::virtio::net::MAX_PAIRS;
 use kvm_ioctls::Kvm;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -143,8 +144,10 @@ fn serve(
     let (role, device) = devices::entropy().map_err(plugged)?;
     built.slots().plug(role, device, false).map_err(plugged)?;
     for nic in &config.nics {
-        let tap = descriptors.take(nic.fd)?;
-        let (role, device) = devices::nic(nic.port, tap, nic.mac, nic.mtu).map_err(plugged)?;
+        let taps = std::iter::once(&nic.fd).chain(&nic.more_fds).map(|fd| descriptors.take(*fd));
+        let taps = taps.collect::<Result<Vec<_>, _>>()?;
+        let made = devices::nic(nic.port, taps, nic.mac, nic.mtu, &nic.limits);
+        let (role, device) = made.map_err(plugged)?;
         built.slots().plug(role, device, false).map_err(plugged)?;
     }
     for disk in &config.disks {
@@ -192,6 +195,16 @@ fn check(config: &MachineConfig) -> Result<(), ServeError> {
         return wrong(format!(
             "{disks} disks and {nics} network interfaces; at most {MAX_DISKS} and {MAX_NICS} fit"
         ));
+    }
+    for nic in &config.nics {
+        check_nic(&nic.limits).map_err(|refused| ServeError::Config(refused.to_string()))?;
+        let queues = nic.more_fds.len().saturating_add(1);
+        if queues > MAX_PAIRS {
+            return wrong(format!(
+                "{queues} queues for network interface {}; at most {MAX_PAIRS} fit",
+                nic.port
+            ));
+        }
     }
     for disk in &config.disks {
         check_disk(&disk.key, &disk.serial, &disk.limits)

@@ -17,7 +17,7 @@ use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
     BlockSize, DiskConfig, Identity, JailConfig, Limits, MachineCall, MachineConfig, MachineEnd,
-    MachineReply, MachineStatus, NicConfig,
+    MachineReply, MachineStatus, NicConfig, NicLimits,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -183,7 +183,14 @@ impl Guest {
             nics: plan
                 .nics
                 .into_iter()
-                .map(|(port, tap, mac)| NicConfig { port, fd: give(tap), mac, mtu: 1450 })
+                .map(|(port, tap, mac)| NicConfig {
+                    port,
+                    fd: give(tap),
+                    more_fds: Vec::new(),
+                    mac,
+                    mtu: 1450,
+                    limits: NicLimits::default(),
+                })
                 .collect(),
             identity: Identity::default(),
             jail: plan.jailed.then_some(JailConfig { uid, gid: uid }),

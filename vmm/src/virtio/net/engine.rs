@@ -1,4 +1,4 @@
-//! The interface's two queues and its tap.
+//! A pair of the interface's queues and its queue of the tap.
 //!
 //! Receiving: buffers are taken from the ring ahead of packets, enough for the largest packet; one `readv`
 //! puts a packet straight into them; as many as it filled are given back together. What was taken and not
@@ -10,16 +10,20 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use libc::iovec;
 use nix::poll::PollFlags;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_MRG_RXBUF,
 };
 
+use super::control::{Control, Shared};
 use super::header::outgoing;
-use crate::backend::tap::{HEADER, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, Tap};
+use crate::backend::tap::{
+    HEADER, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, Tap,
+};
 use crate::virtio::chain::{MAX_PIECES, Segments, collect};
 use crate::virtio::vring::Vring;
 use crate::virtio::worker::{Engine, Ready, Turn, borrow};
@@ -53,11 +57,16 @@ struct Active {
     starved: bool,
     /// The tap takes no more packets now.
     blocked: bool,
+    /// A limit holds packets from the network back until then.
+    held: Option<Instant>,
 }
 
 /// The data path of a network interface.
 pub struct NetEngine {
-    tap: Tap,
+    tap: Arc<Tap>,
+    shared: Arc<Shared>,
+    /// In the worker of the first pair.
+    control: Option<Control>,
     /// The tap is gone (its interface was deleted): nothing more comes, and asking again would spin.
     gone: bool,
     active: Option<Active>,
@@ -71,12 +80,14 @@ pub struct NetEngine {
 unsafe impl Send for NetEngine {}
 
 /// How a direction's turn ended.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Ended {
     /// Something else has to happen first.
     Waiting,
     /// There may be more.
     Budget,
+    /// A limit holds the next packet back until then.
+    Held(Instant),
 }
 
 /// What became of a packet.
@@ -87,11 +98,20 @@ enum Moved {
 }
 
 impl NetEngine {
-    /// An idle engine over a tap.
+    /// An idle engine for a pair of queues over a queue of a tap.
     #[must_use]
-    pub fn new(tap: Tap) -> Self {
+    pub fn new(tap: Arc<Tap>, shared: Arc<Shared>) -> Self {
         let overflow = vec![0; MAX_PACKET].into_boxed_slice();
-        Self { tap, gone: false, active: None, spare: Vec::new(), pieces: Vec::new(), overflow }
+        Self {
+            tap,
+            shared,
+            control: None,
+            gone: false,
+            active: None,
+            spare: Vec::new(),
+            pieces: Vec::new(),
+            overflow,
+        }
     }
 
     fn segments(&mut self, memory: &Arc<Memory>) -> Segments {
@@ -147,6 +167,9 @@ impl NetEngine {
             if self.gone || !self.take_buffers(active, mergeable) {
                 return Ended::Waiting;
             }
+            if let Some(then) = self.shared.receive.wait() {
+                return Ended::Held(then);
+            }
             match self.receive_one(active, mergeable) {
                 Moved::Packet | Moved::Dropped => {}
                 Moved::WouldBlock => return Ended::Waiting,
@@ -181,6 +204,7 @@ impl NetEngine {
         if count == 0 || got > room || got < HEADER {
             return Moved::Dropped;
         }
+        self.shared.receive.charge(got.saturating_sub(HEADER) as u64);
         self.deliver(active, got);
         Moved::Packet
     }
@@ -216,6 +240,9 @@ impl NetEngine {
         active.blocked = false;
         active.send.ignore_kicks();
         for _ in 0..BUDGET {
+            if let Some(then) = self.shared.send.wait() {
+                return Ended::Held(then);
+            }
             let Some(chain) = active.send.pop(&memory) else {
                 if active.send.want_kicks() {
                     active.send.ignore_kicks();
@@ -259,7 +286,10 @@ impl NetEngine {
         self.pieces.extend_from_slice(pieces);
         // SAFETY: the pieces are `header` and guest memory, which `packet` keeps mapped.
         match unsafe { self.tap.write(&self.pieces) } {
-            Ok(_) => Moved::Packet,
+            Ok(sent) => {
+                self.shared.send.charge(sent.saturating_sub(HEADER) as u64);
+                Moved::Packet
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Moved::WouldBlock,
             // A header that the kernel does not like, an interface that is down, no memory.
             Err(error) => {
@@ -278,8 +308,18 @@ impl NetEngine {
     }
 }
 
-/// What the kernel may leave to the guest.
-fn offloads(features: u64) -> u32 {
+/// The features that the control queue switches, by the same bits.
+pub const OFFLOADS: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_ECN
+    | 1 << VIRTIO_NET_F_GUEST_UFO
+    | 1 << VIRTIO_NET_F_GUEST_USO4
+    | 1 << VIRTIO_NET_F_GUEST_USO6;
+
+/// What the kernel may leave to a guest with these features, for the tap.
+#[must_use]
+pub fn offloads(features: u64) -> u32 {
     let has = |bit: u32| features & bits(&[bit]) != 0;
     if !has(VIRTIO_NET_F_GUEST_CSUM) {
         return 0;
@@ -288,7 +328,13 @@ fn offloads(features: u64) -> u32 {
     for (bit, flag) in [(VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4), (VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6)] {
         flags |= if has(bit) { flag } else { 0 };
     }
-    if flags != TUN_F_CSUM && has(VIRTIO_NET_F_GUEST_ECN) {
+    let segments_tcp = flags != TUN_F_CSUM;
+    flags |= if has(VIRTIO_NET_F_GUEST_UFO) { TUN_F_UFO } else { 0 };
+    // The kernel takes both or neither.
+    if has(VIRTIO_NET_F_GUEST_USO4) && has(VIRTIO_NET_F_GUEST_USO6) {
+        flags |= TUN_F_USO4 | TUN_F_USO6;
+    }
+    if segments_tcp && has(VIRTIO_NET_F_GUEST_ECN) {
         flags |= TUN_F_TSO_ECN;
     }
     flags
@@ -297,16 +343,27 @@ fn offloads(features: u64) -> u32 {
 impl Engine for NetEngine {
     fn start(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let mut queues = activation.queues.into_iter();
-        let (Some(receive), Some(send), None) = (queues.next(), queues.next(), queues.next()) else {
-            return Err(ActivateError::Driver("a network interface has two queues".to_owned()));
+        let (Some(receive), Some(send), control, None) =
+            (queues.next(), queues.next(), queues.next(), queues.next())
+        else {
+            return Err(ActivateError::Driver("a network interface has pairs of queues".to_owned()));
         };
+        let first = receive.index == 0;
         let (memory, interrupt, features) = (&activation.memory, &activation.interrupt, activation.features);
         let receive = Vring::new("virtio-net", receive, memory, interrupt, features)?;
         let send = Vring::new("virtio-net", send, memory, interrupt, features)?;
-        self.tap.set_offload(offloads(features)).map_err(|source| ActivateError::Host {
-            what: "tell the tap what the guest's driver takes",
-            source,
-        })?;
+        let control = control
+            .map(|queue| Vring::new("virtio-net", queue, memory, interrupt, features))
+            .transpose()?
+            .map(|ring| Control::new(ring, features, Arc::clone(&self.shared)));
+        if first {
+            // Of the whole tap, whichever queue says it.
+            self.shared.apply_offloads(features).map_err(|source| ActivateError::Host {
+                what: "tell the tap what the guest's driver takes",
+                source,
+            })?;
+        }
+        self.control = control;
         self.active = Some(Active {
             receive,
             send,
@@ -315,6 +372,7 @@ impl Engine for NetEngine {
             room: 0,
             starved: false,
             blocked: false,
+            held: None,
         });
         Ok(())
     }
@@ -330,21 +388,24 @@ impl Engine for NetEngine {
     fn stop(&mut self) {
         self.quiesce();
         self.active = None;
+        self.control = None;
         // They keep guest memory mapped.
         self.spare.clear();
-        let _ = self.tap.set_offload(0);
     }
 
     fn progress(&self) -> Vec<QueueProgress> {
-        self.active.iter().flat_map(|active| [active.receive.progress(), active.send.progress()]).collect()
+        let pair = self.active.iter().flat_map(|active| [active.receive.progress(), active.send.progress()]);
+        pair.chain(self.control.iter().map(|control| control.ring.progress())).collect()
     }
 
     fn sources<'a>(&'a self, into: &mut Vec<(BorrowedFd<'a>, PollFlags)>) {
         let Some(active) = &self.active else { return };
         into.push((borrow(active.receive.kick()), PollFlags::POLLIN));
         into.push((borrow(active.send.kick()), PollFlags::POLLIN));
+        into.extend(self.control.iter().map(|control| (borrow(control.ring.kick()), PollFlags::POLLIN)));
         let mut wanted = PollFlags::empty();
-        wanted.set(PollFlags::POLLIN, !active.starved && !active.receive.is_broken());
+        let takes = !active.starved && active.held.is_none() && !active.receive.is_broken();
+        wanted.set(PollFlags::POLLIN, takes);
         wanted.set(PollFlags::POLLOUT, active.blocked);
         if !self.gone && !wanted.is_empty() {
             into.push((self.tap.as_fd(), wanted));
@@ -359,11 +420,23 @@ impl Engine for NetEngine {
         if ready.has(1) {
             active.send.heard();
         }
+        let mut more = false;
+        if let Some(control) = self.control.as_mut().filter(|_| ready.has(2)) {
+            control.ring.heard();
+            more = control.turn();
+        }
         let received = self.receive(&mut active);
+        active.held = if let Ended::Held(then) = received { Some(then) } else { None };
         let sent = self.send(&mut active);
         active.receive.tell();
         active.send.tell();
         self.active = Some(active);
-        if received == Ended::Budget || sent == Ended::Budget { Turn::Again } else { Turn::Sleep }
+        match (received, sent) {
+            _ if more => Turn::Again,
+            (Ended::Budget, _) | (_, Ended::Budget) => Turn::Again,
+            (Ended::Held(one), Ended::Held(other)) => Turn::Until(one.min(other)),
+            (Ended::Held(then), Ended::Waiting) | (Ended::Waiting, Ended::Held(then)) => Turn::Until(then),
+            (Ended::Waiting, Ended::Waiting) => Turn::Sleep,
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO,
 };
 
 use crate::backend::tap::HEADER;
@@ -14,7 +15,9 @@ use crate::virtio::bits;
 const NEEDS_CHECKSUM: u8 = 1;
 const NO_SEGMENTS: u8 = 0;
 const TCP4: u8 = 1;
+const UDP: u8 = 3;
 const TCP6: u8 = 4;
+const UDP_SEGMENTS: u8 = 5;
 const ECN: u8 = 0x80;
 
 /// Bytes of an Ethernet header: the least that a packet has.
@@ -39,6 +42,8 @@ pub fn outgoing(raw: [u8; HEADER], len: usize, features: u64) -> Option<[u8; HEA
         NO_SEGMENTS => kind == NO_SEGMENTS,
         TCP4 => has(VIRTIO_NET_F_HOST_TSO4),
         TCP6 => has(VIRTIO_NET_F_HOST_TSO6),
+        UDP => kind == UDP && has(VIRTIO_NET_F_HOST_UFO),
+        UDP_SEGMENTS => kind == UDP_SEGMENTS && has(VIRTIO_NET_F_HOST_USO),
         _ => false,
     };
     let segmented = kind != NO_SEGMENTS;
@@ -83,6 +88,10 @@ mod tests {
         assert_eq!(outgoing(checksum, 60, ALL), Some(checksum));
         let tso = header(1, 0x81, [54, 1448, 34, 16]);
         assert_eq!(outgoing(tso, 9000, ALL), Some(tso));
+        for kind in [3, 5] {
+            let udp = header(1, kind, [42, 1448, 34, 6]);
+            assert_eq!(outgoing(udp, 9000, ALL), Some(udp));
+        }
         // What does not belong to a plain packet is not passed on.
         assert_eq!(outgoing([2, 0, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9], 60, ALL), Some([0; 12]));
     }
@@ -99,7 +108,11 @@ mod tests {
         assert_eq!(outgoing(header(1, 1, [54, 1448, 34, 16]), 9000, ALL & !(1 << 11)), None);
         assert_eq!(outgoing(header(1, 4, [54, 1448, 34, 16]), 9000, ALL & !(1 << 12)), None);
         assert_eq!(outgoing(header(1, 0x81, [54, 1448, 34, 16]), 9000, ALL & !(1 << 13)), None);
-        assert_eq!(outgoing(header(1, 3, [54, 1448, 34, 16]), 9000, ALL), None);
+        assert_eq!(outgoing(header(1, 3, [42, 1448, 34, 6]), 9000, ALL & !(1 << 14)), None);
+        assert_eq!(outgoing(header(1, 5, [42, 1448, 34, 6]), 9000, ALL & !(1 << 56)), None);
+        assert_eq!(outgoing(header(1, 0x83, [42, 1448, 34, 6]), 9000, ALL), None);
+        assert_eq!(outgoing(header(1, 0x85, [42, 1448, 34, 6]), 9000, ALL), None);
+        assert_eq!(outgoing(header(1, 2, [54, 1448, 34, 16]), 9000, ALL), None);
         assert_eq!(outgoing(header(0, 0x80, [0; 4]), 9000, ALL), None);
     }
 

@@ -11,12 +11,13 @@ use nix::sched::{CloneFlags, unshare};
 use proptest::prelude::{any, prop};
 use proptest::strategy::Strategy;
 use vm_memory::{Bytes, GuestAddress};
+use wire::machine::{Limit, Limits};
 
-use super::{Net, NetConfig};
+use super::{Net, NetConfig, NetState};
 use crate::backend::tap::{Tap, TapError};
 use crate::virtio::testing::{BUFFERS, Counter, INDIRECT, MEMORY, NEXT, Ring, WRITE, activation, memory};
 use crate::virtio::worker::unconfined;
-use crate::virtio::{Memory, VirtioDevice};
+use crate::virtio::{DeviceState, Memory, VirtioDevice};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 const MRG_RXBUF: u64 = 1 << 15;
@@ -138,28 +139,37 @@ struct Lab {
     memory: Arc<Memory>,
     receive: Ring,
     send: Ring,
+    control: Ring,
     interrupt: Arc<Counter>,
     net: Net,
 }
+
+const CONFIG: NetConfig = NetConfig { mac: MAC, mtu: 1450 };
 
 const TAP: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 impl Lab {
     fn new(features: u64) -> Self {
         let tap = Tap::new(open_tap(TAP)).unwrap();
-        let mut net = Net::new(tap, NetConfig { mac: MAC, mtu: 1450 }, unconfined());
+        let mut net = Net::new(vec![tap], CONFIG, [Limits::default(); 2], unconfined);
         let memory = memory();
         let (receive, send) = (Ring::new(&memory, 0, 64), Ring::new(&memory, 0x1_0000, 64));
+        let control = Ring::new(&memory, 0x2_0000, 16);
         let interrupt = Arc::new(Counter::default());
         let features = net.features() & features;
-        net.activate(activation(&memory, &[&receive, &send], &interrupt, features)).unwrap();
-        Self { memory, receive, send, interrupt, net }
+        net.activate(activation(&memory, &[&receive, &send, &control], &interrupt, features)).unwrap();
+        Self { memory, receive, send, control, interrupt, net }
     }
 
     fn get(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
         bytes
+    }
+
+    /// Gives a command on the control queue; answers whether it was done.
+    fn command(&mut self, class: u8, kind: u8, words: &[u8]) -> bool {
+        command(&self.memory, &mut self.control, &[&[class, kind], words].concat())
     }
 
     /// Sends a packet with its header in one buffer, and waits until the device has given it back.
@@ -170,6 +180,18 @@ impl Lab {
         self.send.kick();
         assert_eq!(self.send.wait().1, 0);
     }
+}
+
+fn command(memory: &Arc<Memory>, control: &mut Ring, words: &[u8]) -> bool {
+    const AT: u64 = BUFFERS + 0x20_0000;
+    memory.write_slice(words, GuestAddress(AT)).unwrap();
+    memory.write_slice(&[9], GuestAddress(AT + 0x100)).unwrap();
+    control.add(&[(AT, u32::try_from(words.len()).unwrap(), false), (AT + 0x100, 1, true)]);
+    control.kick();
+    assert_eq!(control.wait().1, 1);
+    let answer: u8 = memory.read_obj(GuestAddress(AT + 0x100)).unwrap();
+    assert!(answer < 2, "{answer}");
+    answer == 0
 }
 
 /// An Ethernet frame of an experimental type; `first` tells packets apart.
@@ -392,6 +414,139 @@ fn pause_keeps_buffers_in_the_ring() {
         lab.net.resume();
         wire.send(&frame(2, 61));
         assert_eq!(lab.receive.wait(), (1, 73));
+    });
+}
+
+#[test]
+fn the_control_queue_does_what_was_negotiated_and_no_more() {
+    in_namespace(|| {
+        let mut lab = Lab::new(u64::MAX);
+        assert!(lab.command(0, 0, &[1]) && lab.command(0, 1, &[0]));
+        assert!(lab.command(1, 0, &[0; 8]));
+        assert!(lab.command(1, 1, &[2, 0, 0, 0, 0, 9]));
+        let mut mac = [0; 6];
+        lab.net.read_config(0, &mut mac);
+        assert_eq!(mac, [2, 0, 0, 0, 0, 9]);
+        // Checksums only, then more than was negotiated.
+        assert!(lab.command(5, 0, &2_u64.to_le_bytes()));
+        assert!(!lab.command(5, 0, &(1_u64 << 20).to_le_bytes()));
+        // There is one pair only, and commands of odd lengths and classes.
+        assert!(!lab.command(4, 0, &[1, 0]));
+        for words in [&[][..], &[0], &[9, 9, 9]] {
+            assert!(!lab.command(2, 0, words) && !lab.command(5, 0, words) && !lab.command(0, 9, words));
+        }
+        let saved = lab.net.save();
+        lab.net.reset();
+        lab.net.read_config(0, &mut mac);
+        assert_eq!(mac, MAC);
+        drop(lab);
+        let tap = Tap::new(open_tap(TAP)).unwrap();
+        let mut copy = Net::new(vec![tap], CONFIG, [Limits::default(); 2], unconfined);
+        copy.restore(&saved).unwrap();
+        let DeviceState::Net(state) = copy.save() else { panic!("{saved:?}") };
+        assert_eq!((state.mac, state.offloads), ([2, 0, 0, 0, 0, 9], Some(2)));
+        let mut status = [0];
+        copy.read_config(6, &mut status);
+        assert_eq!(status, [3], "the link is up, and the driver is to announce itself");
+        assert!(copy.restore(&DeviceState::Rng).is_err());
+        assert!(copy.restore(&DeviceState::Net(NetState { pairs: 2, ..state })).is_err());
+    });
+}
+
+const MULTI_QUEUE: i32 = libc::IFF_MULTI_QUEUE;
+
+#[test]
+fn several_pairs_carry_packets_once_the_driver_says_so() {
+    in_namespace(|| {
+        let taps = (0..2).map(|_| Tap::new(open_tap(TAP | MULTI_QUEUE)).unwrap()).collect();
+        let mut net = Net::new(taps, CONFIG, [Limits::default(); 2], unconfined);
+        assert_eq!(net.queue_sizes().len(), 5);
+        let memory = memory();
+        let mut rings: Vec<Ring> = (0..5).map(|n| Ring::new(&memory, n * 0x1_0000, 16)).collect();
+        let interrupt = Arc::new(Counter::default());
+        let all: Vec<&Ring> = rings.iter().collect();
+        net.activate(activation(&memory, &all, &interrupt, net.features())).unwrap();
+        let wire = Wire::new(1500, false);
+        let send = |ring: &mut Ring, first: u8| {
+            let at = SEND + u64::from(first) * 0x1000;
+            memory.write_slice(&[0; 12], GuestAddress(at)).unwrap();
+            memory.write_slice(&frame(first, 60), GuestAddress(at + 12)).unwrap();
+            ring.add(&[(at, 72, false)]);
+            ring.kick();
+            assert_eq!(ring.wait().1, 0);
+        };
+        let mut control = rings.pop().unwrap();
+        for pairs in [0_u16, 3, u16::MAX] {
+            assert!(!command(&memory, &mut control, &[&[4, 0][..], &pairs.to_le_bytes()].concat()));
+        }
+        assert!(command(&memory, &mut control, &[4, 0, 2, 0]));
+        send(&mut rings[1], 1);
+        assert_eq!(wire.receive()[14], 1);
+        send(&mut rings[3], 2);
+        assert_eq!(wire.receive()[14], 2);
+        for (index, ring) in [0, 2].into_iter().enumerate() {
+            rings[ring].add(&[(RECEIVE + 0x1000 * index as u64, 2000, true)]);
+            rings[ring].kick();
+        }
+        // The kernel chooses where it goes; one of both hears it.
+        wire.send(&frame(3, 61));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while rings[0].used().is_none() && rings[2].used().is_none() {
+            assert!(Instant::now() < deadline, "neither queue got the packet");
+            std::thread::yield_now();
+        }
+        assert!(command(&memory, &mut control, &[4, 0, 1, 0]));
+        let DeviceState::Net(state) = net.save() else { panic!("another kind") };
+        assert_eq!(state.pairs, 1);
+        // From now on everything comes to the first pair, whatever flow it is of.
+        for first in 0..8 {
+            rings[0].add(&[(RECEIVE, 2000, true)]);
+            rings[0].kick();
+            wire.send(&frame(first, 62));
+            while rings[0].used().is_none() {
+                assert!(Instant::now() < deadline, "the first pair does not get all packets");
+                std::thread::yield_now();
+            }
+        }
+        net.reset();
+    });
+}
+
+#[test]
+fn limits_hold_packets_back_in_both_directions() {
+    in_namespace(|| {
+        let mut lab = Lab::new(u64::MAX);
+        let wire = Wire::new(1500, false);
+        let slow = Limits { bytes: None, operations: Some(Limit { per_second: 1, burst: 1 }) };
+        let slower = Limits { bytes: Some(Limit { per_second: 1, burst: 1 }), operations: None };
+        assert!(lab.net.set_limits([slow, slower]));
+        for n in 0..3_u64 {
+            lab.receive.add(&[(RECEIVE + n * 0x1000, 2000, true)]);
+        }
+        lab.receive.kick();
+        let start = Instant::now();
+        // The first takes what was saved up, the second goes into debt, the third waits until it is paid.
+        for first in 0..3 {
+            wire.send(&frame(first, 60));
+        }
+        for _ in 0..3 {
+            lab.receive.wait();
+        }
+        assert!(start.elapsed() >= Duration::from_millis(990), "{:?}", start.elapsed());
+        lab.transmit([0; 12], &frame(7, 60));
+        lab.send.add(&[(SEND, 72, false)]);
+        lab.send.kick();
+        let progress = lab.net.pause();
+        assert_eq!(
+            (progress[1].queue, progress[1].next_avail),
+            (1, 1),
+            "the second packet is left in the ring"
+        );
+        lab.net.resume();
+        assert!(lab.net.set_limits([Limits::default(); 2]));
+        lab.send.wait();
+        let own = |packet: &[u8]| packet[14] == 7;
+        assert!(own(&wire.receive()) && own(&wire.receive()));
     });
 }
 
