@@ -56,8 +56,8 @@ pub struct MachineConfig {
     pub console_limit: u64,
     /// Where the [`MachineEnd`] is written: an empty file opened for writing.
     pub end_fd: Option<Fd>,
-    /// Kernel: bzImage, ELF with a PVH note, or ELF64 with a 64-bit Linux entry.
-    pub kernel_fd: Fd,
+    /// Kernel: bzImage, ELF with a PVH note, or ELF64 with a 64-bit Linux entry. Needed unless the machine is restored.
+    pub kernel_fd: Option<Fd>,
     /// Initial RAM disk.
     pub initrd_fd: Option<Fd>,
     /// Kernel command line.
@@ -68,8 +68,21 @@ pub struct MachineConfig {
     pub nics: Vec<NicConfig>,
     /// What the guest finds in its SMBIOS tables.
     pub identity: Identity,
+    /// Goes on from a snapshot instead of booting; vCPUs, memory, disks and interfaces are those that the snapshot has.
+    #[serde(default)]
+    pub restore: Option<RestoreConfig>,
     /// Who the process becomes. `None` is refused unless the monitor is started with `--no-jail`, which leaves out every wall.
     pub jail: Option<JailConfig>,
+}
+
+/// The files of a snapshot, opened for reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreConfig {
+    /// State.
+    pub state_fd: Fd,
+    /// Memory: mapped privately for as long as the machine lives, so nobody may change it meanwhile.
+    pub memory_fd: Fd,
 }
 
 /// What the guest reads about its machine: cloud-init finds its data source by it.
@@ -267,6 +280,9 @@ pub enum MachineCall {
         /// Which port.
         port: PortId,
     },
+    /// Writes the machine's state and memory into two empty files, which come along as `SCM_RIGHTS` in this order, opened for
+    /// writing. A running machine stands still meanwhile. The files are not synced. Answers [`MachineReply::Snapshot`].
+    Snapshot,
     /// Tells the guest that a disk's raw file has grown.
     ResizeDisk {
         /// Which disk.
@@ -282,8 +298,19 @@ pub enum MachineReply {
     Done,
     /// The machine as it is.
     Status(MachineStatus),
+    /// A snapshot was taken.
+    Snapshot(SnapshotTaken),
     /// Not done, and why.
     Refused(Refused),
+}
+
+/// What a snapshot cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTaken {
+    /// Bytes of memory that were written; the rest of the memory file is holes.
+    pub memory_bytes: u64,
+    /// For how long the machine stood still, in microseconds.
+    pub stood_us: u64,
 }
 
 /// A machine as it is.

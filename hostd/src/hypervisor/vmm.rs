@@ -154,17 +154,19 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
         console_fds: consoles.iter().map(AsRawFd::as_raw_fd).collect(),
         console_limit: seat.console_limit,
         end_fd: Some(end.as_raw_fd()),
-        kernel_fd: boot.kernel.as_raw_fd(),
+        kernel_fd: Some(boot.kernel.as_raw_fd()),
         initrd_fd: boot.initrd.as_ref().map(AsRawFd::as_raw_fd),
         command_line: boot.command_line.clone(),
         disks: plan.spec.disks.iter().zip(&disks).map(|(disk, file)| disk_config(disk, file)).collect(),
         nics: plan.spec.nics.iter().zip(&taps).map(|(nic, tap)| nic_config(nic, tap)).collect(),
         identity: Identity::default(),
+        restore: None,
         jail: Some(JailConfig { uid: seat.uid, gid: seat.uid }),
     };
     let config_file = in_memory(&config).map_err(place::trouble("write the machine's configuration"))?;
     let mut inherit: Vec<RawFd> =
-        vec![config_file.as_raw_fd(), config.kvm_fd, config.control_fd, end.as_raw_fd(), config.kernel_fd];
+        vec![config_file.as_raw_fd(), config.kvm_fd, config.control_fd, end.as_raw_fd()];
+    inherit.extend(config.kernel_fd);
     inherit.extend(&config.console_fds);
     inherit.extend(config.initrd_fd);
     inherit.extend(config.disks.iter().map(|disk| disk.fd));
@@ -287,7 +289,7 @@ impl VmmMachine {
         *place = Some(channel);
         match reply {
             MachineReply::Refused(refused) => Err(refused),
-            MachineReply::Done | MachineReply::Status(_) => Ok(reply),
+            MachineReply::Done | MachineReply::Status(_) | MachineReply::Snapshot(_) => Ok(reply),
         }
     }
 
@@ -299,9 +301,11 @@ impl VmmMachine {
         let asked = self.call(&MachineCall::Status { after: None, wait_ms: 0 }, None).await;
         match asked {
             Ok(MachineReply::Status(status)) => Ok(translate(&status)),
-            Ok(MachineReply::Done | MachineReply::Refused(_)) => Err(Refused::internal(
-                "the machine monitor answered a question for its status with something else",
-            )),
+            Ok(MachineReply::Done | MachineReply::Snapshot(_) | MachineReply::Refused(_)) => {
+                Err(Refused::internal(
+                    "the machine monitor answered a question for its status with something else",
+                ))
+            }
             // Its socket closes a moment before its process is gone.
             Err(refused) if refused.kind == RefusedKind::Unavailable => {
                 let gone = tokio::time::timeout(Duration::from_millis(500), self.process.ended()).await;

@@ -6,6 +6,7 @@
 use crate::machine::layout::IOAPIC_PINS;
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const PINS: usize = IOAPIC_PINS as usize;
@@ -41,6 +42,19 @@ struct State {
     pending: u32,
 }
 
+/// The IOAPIC in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoApicState {
+    /// Register that is accessed.
+    pub select: u8,
+    /// Its id.
+    pub id: u32,
+    /// Redirection entries.
+    pub entries: [u64; PINS],
+    /// Pins that were raised while masked, a bit each.
+    pub pending: u32,
+}
+
 /// The IOAPIC.
 pub struct IoApic {
     sink: Arc<dyn MsiSink>,
@@ -56,6 +70,26 @@ impl IoApic {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its state.
+    #[must_use]
+    pub fn save(&self) -> IoApicState {
+        let state = self.state();
+        IoApicState { select: state.select, id: state.id, entries: state.entries, pending: state.pending }
+    }
+
+    /// Takes over a state. Pins that were raised before stay so, and are delivered if they can be.
+    pub fn restore(&self, from: &IoApicState) {
+        let mut state = self.state();
+        (state.select, state.id, state.entries) = (from.select, from.id, from.entries);
+        state.pending |= from.pending;
+        for (pin, entry) in from.entries.iter().enumerate() {
+            if entry & MASKED == 0 && state.pending & (1 << pin) != 0 {
+                state.pending &= !(1 << pin);
+                self.deliver(*entry);
+            }
+        }
     }
 
     /// An edge on a pin. Pins that do not exist are ignored.
@@ -163,6 +197,23 @@ mod tests {
         assert_eq!(*sent.0.lock().unwrap(), [(0xfee0_3000, 0x31)]);
         ioapic.raise(4);
         assert_eq!(sent.0.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_restored_one_goes_on_and_delivers_what_was_pending() {
+        let (first, second) = (Arc::new(Sent::default()), Arc::new(Sent::default()));
+        let old = IoApic::new(first.clone());
+        set(&old, 0x10 + 9, 3 << 24);
+        old.raise(4);
+        old.raise(5);
+        let mut state = old.save();
+        assert_eq!(state.pending, 0b11_0000);
+        state.entries[4] &= !MASKED;
+        let new = IoApic::new(second.clone());
+        new.restore(&state);
+        assert_eq!(*second.0.lock().unwrap(), [(0xfee0_3000, 0)]);
+        assert_eq!((new.save().pending, new.save().entries), (0b10_0000, state.entries));
+        assert!(first.0.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -7,11 +7,12 @@ use crate::machine::layout::{
     ACPI_PORTS, ACPI_PORTS_LEN, COM1, COM1_IRQ, I8042_COMMAND, PANIC_PORT, PCI_ADDRESS, PCI_DATA, RESET_PORT,
 };
 use crate::machine::signals::Signals;
+use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use vm_superio::serial::NoEvents;
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use wire::machine::EndReason;
 
@@ -35,6 +36,56 @@ impl Trigger for SerialInterrupt {
     }
 }
 
+/// The serial port in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialRegisters {
+    /// Divisor latch, low and high byte.
+    pub divisor: [u8; 2],
+    /// Interrupt enable and identification.
+    pub interrupt: [u8; 2],
+    /// Line control and status.
+    pub line: [u8; 2],
+    /// Modem control and status.
+    pub modem: [u8; 2],
+    /// Scratch.
+    pub scratch: u8,
+    /// Input that the guest has not read.
+    pub input: Vec<u8>,
+}
+
+impl SerialRegisters {
+    fn of(state: SerialState) -> Self {
+        Self {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt: [state.interrupt_enable, state.interrupt_identification],
+            line: [state.line_control, state.line_status],
+            modem: [state.modem_control, state.modem_status],
+            scratch: state.scratch,
+            input: state.in_buffer,
+        }
+    }
+
+    fn to_state(&self) -> SerialState {
+        // What does not fit into the port's buffer was never in one.
+        let input = self.input.iter().copied().take(SERIAL_FIFO).collect();
+        SerialState {
+            baud_divisor_low: self.divisor[0],
+            baud_divisor_high: self.divisor[1],
+            interrupt_enable: self.interrupt[0],
+            interrupt_identification: self.interrupt[1],
+            line_control: self.line[0],
+            line_status: self.line[1],
+            modem_control: self.modem[0],
+            modem_status: self.modem[1],
+            scratch: self.scratch,
+            in_buffer: input,
+        }
+    }
+}
+
+/// Bytes of input that a serial port keeps.
+const SERIAL_FIFO: usize = 64;
+
 /// Where the serial port's output goes.
 pub type Console = Box<dyn Write + Send>;
 
@@ -50,17 +101,36 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Ports with the serial port's output going to `console`.
+    /// Ports with the serial port's output going to `console`; the serial port goes on from `serial`.
     #[must_use]
     pub fn new(
         console: Console,
+        serial: Option<&SerialRegisters>,
         ioapic: Arc<IoApic>,
         power: Arc<Power>,
         pci: Arc<PciBus>,
         signals: Arc<Signals>,
     ) -> Self {
-        let serial = Mutex::new(Serial::new(SerialInterrupt(ioapic), console));
+        let state = serial.map(SerialRegisters::to_state).unwrap_or_default();
+        // The state fits, and raising an interrupt cannot fail.
+        let serial = match Serial::from_state(&state, SerialInterrupt(ioapic.clone()), NoEvents, console) {
+            Ok(serial) => serial,
+            Err(_) => Serial::new(SerialInterrupt(ioapic), Box::new(std::io::sink()) as Console),
+        };
+        let serial = Mutex::new(serial);
         Self { serial, power, pci, signals, unknown: AtomicU64::new(0) }
+    }
+
+    /// The serial port's state.
+    #[must_use]
+    pub fn save_serial(&self) -> SerialRegisters {
+        SerialRegisters::of(self.serial.lock().unwrap_or_else(PoisonError::into_inner).state())
+    }
+
+    /// Marks for the driver thread.
+    #[must_use]
+    pub fn signals(&self) -> &Signals {
+        &self.signals
     }
 
     /// Input for the serial port. Returns how many bytes it took: its FIFO is small.

@@ -14,6 +14,7 @@
 use super::ioapic::IoApic;
 use crate::machine::layout::GED_IRQ;
 use crate::machine::signals::Signals;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use wire::machine::EndReason;
@@ -38,6 +39,19 @@ pub const EVENT_GENERATION: u32 = 4;
 pub const S5: u8 = 5;
 const SLP_EN: u8 = 1 << 5;
 
+/// The registers in a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PowerState {
+    /// Events that the guest has not read yet.
+    pub events: u32,
+    /// Slots that got a device, which it has not read yet.
+    pub inserted: u32,
+    /// Slots whose device is asked back, which it has not read yet.
+    pub asked_back: u32,
+    /// It has read of the power button.
+    pub heard: bool,
+}
+
 /// The registers.
 pub struct Power {
     ioapic: Arc<IoApic>,
@@ -56,6 +70,25 @@ impl Power {
         let zero = || AtomicU32::new(0);
         let heard = AtomicBool::new(false);
         Self { ioapic, signals, events: zero(), inserted: zero(), asked_back: zero(), heard }
+    }
+
+    /// Their state.
+    #[must_use]
+    pub fn save(&self) -> PowerState {
+        PowerState {
+            events: self.events.load(Ordering::SeqCst),
+            inserted: self.inserted.load(Ordering::SeqCst),
+            asked_back: self.asked_back.load(Ordering::SeqCst),
+            heard: self.heard.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Takes over a state.
+    pub fn restore(&self, state: &PowerState) {
+        self.events.store(state.events, Ordering::SeqCst);
+        self.inserted.store(state.inserted, Ordering::SeqCst);
+        self.asked_back.store(state.asked_back, Ordering::SeqCst);
+        self.heard.store(state.heard, Ordering::SeqCst);
     }
 
     fn event(&self, event: u32) {

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use wire::machine::{MAX_PACKET, MachineCall, MachineReply};
 use wire::{Refused, RefusedKind};
 
-pub use packet::{receive_reply, send};
+pub use packet::{receive_reply, send, send_with};
 
 /// Most clients at a time; the oldest goes when another one comes.
 const MAX_CLIENTS: usize = 16;
@@ -28,15 +28,15 @@ pub struct Incoming {
     pub client: ClientId,
     /// What.
     pub call: MachineCall,
-    /// The descriptor that came along.
-    pub fd: Option<OwnedFd>,
+    /// The descriptors that came along, at most two.
+    pub fds: Vec<OwnedFd>,
 }
 
 struct Client {
     socket: OwnedFd,
     /// A call that is not answered yet keeps later ones in the socket, so that replies stay in order.
     busy: bool,
-    ready: VecDeque<(MachineCall, Option<OwnedFd>)>,
+    ready: VecDeque<(MachineCall, Vec<OwnedFd>)>,
 }
 
 /// The listening socket and its clients.
@@ -90,8 +90,8 @@ impl Server {
                         gone.push(*id);
                         break;
                     }
-                    Received::Packet(bytes, fd) => match serde_json::from_slice(&bytes) {
-                        Ok(call) => client.ready.push_back((call, fd)),
+                    Received::Packet(bytes, fds) => match serde_json::from_slice(&bytes) {
+                        Ok(call) => client.ready.push_back((call, fds)),
                         Err(error) => {
                             let refused = Refused::new(
                                 RefusedKind::Invalid,
@@ -110,10 +110,10 @@ impl Server {
                 }
             }
             if !client.busy
-                && let Some((call, fd)) = client.ready.pop_front()
+                && let Some((call, fds)) = client.ready.pop_front()
             {
                 client.busy = true;
-                calls.push(Incoming { client: *id, call, fd });
+                calls.push(Incoming { client: *id, call, fds });
             }
         }
         for id in gone {

@@ -16,8 +16,8 @@ pub enum Received {
     Nothing,
     /// The other side is gone, or broke the rules.
     Closed,
-    /// A packet and the descriptor that came along.
-    Packet(Vec<u8>, Option<OwnedFd>),
+    /// A packet and the descriptors that came along.
+    Packet(Vec<u8>, Vec<OwnedFd>),
 }
 
 pub fn set_nonblocking(fd: BorrowedFd<'_>) -> nix::Result<()> {
@@ -32,7 +32,10 @@ pub fn accept(listener: BorrowedFd<'_>) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The next packet of at most `limit` bytes. Descriptors beyond the first are closed.
+/// Most descriptors that a call has.
+const MOST_FDS: usize = 2;
+
+/// The next packet of at most `limit` bytes. Descriptors beyond [`MOST_FDS`] are closed.
 pub fn receive(socket: BorrowedFd<'_>, limit: usize) -> Received {
     let mut buffer = vec![0u8; limit];
     let mut space = cmsg_space!([RawFd; 4]);
@@ -57,7 +60,9 @@ pub fn receive(socket: BorrowedFd<'_>, limit: usize) -> Received {
         return Received::Closed;
     }
     buffer.truncate(length);
-    Received::Packet(buffer, fds.into_iter().next())
+    let mut fds = fds;
+    fds.truncate(MOST_FDS);
+    Received::Packet(buffer, fds)
 }
 
 /// Sends a packet with a descriptor, without waiting.
@@ -65,9 +70,17 @@ pub fn receive(socket: BorrowedFd<'_>, limit: usize) -> Received {
 /// # Errors
 /// What the system says; `EAGAIN` when the other side does not read.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> nix::Result<()> {
-    let raw = fd.map(|fd| [fd.as_raw_fd()]);
+    send_with(socket, bytes, fd.as_slice())
+}
+
+/// [`send`] with any number of descriptors.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> nix::Result<()> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let control: Vec<ControlMessage<'_>> =
-        raw.as_ref().map(|raw| ControlMessage::ScmRights(raw)).into_iter().collect();
+        (!raw.is_empty()).then(|| ControlMessage::ScmRights(&raw)).into_iter().collect();
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &control, flags, None).map(drop)
 }

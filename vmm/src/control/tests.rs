@@ -36,7 +36,7 @@ fn calls_come_in_order_one_at_a_time_with_their_descriptor() {
     let first = server.take();
     assert_eq!(first.len(), 1);
     assert_eq!(first[0].call, plug);
-    assert!(first[0].fd.is_some());
+    assert_eq!(first[0].fds.len(), 1);
     assert!(server.take().is_empty(), "the second waits for the first one's reply");
     server.reply(first[0].client, &MachineReply::Done);
     assert_eq!(receive_reply(&client).unwrap(), MachineReply::Done);

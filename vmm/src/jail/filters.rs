@@ -3,6 +3,10 @@
 //! A thread inherits the filter of the one that starts it: device workers run under [`DRIVER`] and [`WORKER`] both, so whatever a
 //! worker needs is in both lists.
 
+use kvm_bindings::{
+    kvm_clock_data, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    kvm_xcrs,
+};
 use libc::c_long;
 
 /// One allowed system call.
@@ -17,6 +21,38 @@ pub enum Allow {
 }
 
 use Allow::{Any, NoExec, OneOf};
+
+/// The number of an ioctl of KVM that reads a structure, that writes and reads one, or that has none.
+const fn kvm_reads(number: u64, size: usize) -> u64 {
+    0x8000_ae00 | number | ((size as u64) << 16)
+}
+const fn kvm_exchanges(number: u64, size: usize) -> u64 {
+    0xc000_ae00 | number | ((size as u64) << 16)
+}
+const fn kvm_plain(number: u64) -> u64 {
+    0xae00 | number
+}
+
+/// What taking a snapshot asks of KVM, in the order of their numbers.
+const SNAPSHOT: &[u64] = &[
+    // GET_MSR_INDEX_LIST, CHECK_EXTENSION
+    kvm_exchanges(0x02, 4),
+    kvm_plain(0x03),
+    // GET_CLOCK, GET_REGS, GET_SREGS, GET_MSRS, GET_LAPIC
+    kvm_reads(0x7c, size_of::<kvm_clock_data>()),
+    kvm_reads(0x81, size_of::<kvm_regs>()),
+    kvm_reads(0x83, size_of::<kvm_sregs>()),
+    kvm_exchanges(0x88, 8),
+    kvm_reads(0x8e, size_of::<kvm_lapic_state>()),
+    // GET_MP_STATE, GET_VCPU_EVENTS, GET_DEBUGREGS, GET_TSC_KHZ, GET_XSAVE, GET_XCRS, GET_NESTED_STATE
+    kvm_reads(0x98, size_of::<kvm_mp_state>()),
+    kvm_reads(0x9f, size_of::<kvm_vcpu_events>()),
+    kvm_reads(0xa1, size_of::<kvm_debugregs>()),
+    kvm_plain(0xa3),
+    kvm_reads(0xa4, 4096),
+    kvm_reads(0xa6, size_of::<kvm_xcrs>()),
+    kvm_exchanges(0xbe, 128),
+];
 
 /// `KVM_RUN`.
 const KVM_RUN: u64 = 0xae80;
@@ -189,6 +225,7 @@ pub const DRIVER: &[&[Allow]] = &[
     COMMON,
     DEVICES,
     &[
+        OneOf(libc::SYS_ioctl, 1, SNAPSHOT),
         Any(libc::SYS_accept4),
         // For a disk that is plugged in; its worker then gives it up. Opening by a ring ends at Landlock.
         Any(libc::SYS_io_uring_setup),

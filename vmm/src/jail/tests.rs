@@ -200,8 +200,10 @@ fn a_worker_needs_nothing_that_the_driver_may_not() {
     };
     assert!(calls(filters::WORKER).is_subset(&calls(filters::DRIVER)));
     for list in [filters::DRIVER, filters::VCPU, filters::WORKER] {
-        let all: usize = list.iter().map(|part| part.len()).sum();
-        assert_eq!(all, calls(list).len(), "a call is named twice");
+        // Lists of values for one argument add up.
+        let plain = |allow: &&Allow| !matches!(allow, Allow::OneOf(libc::SYS_ioctl, ..));
+        let all: usize = list.iter().map(|part| part.iter().filter(plain).count()).sum();
+        assert_eq!(all, calls(list).len() - 1, "a call is named twice");
     }
 }
 

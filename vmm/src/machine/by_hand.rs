@@ -3,8 +3,10 @@
 #![allow(unsafe_code)]
 
 use super::driver::{Driver, Typed};
-use super::{BuildError, Setup, build, devices};
+use super::slots::Role;
+use super::{BuildError, Origin, Setup, build, devices};
 use crate::jail::{self, JailError, ThreadKind};
+use crate::snapshot::{self, SlotState, SnapshotError};
 use crate::virtio::blk::BlkConfig;
 use clap::Args;
 use kvm_ioctls::Kvm;
@@ -25,19 +27,19 @@ const MTU: u16 = 1500;
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Kernel: bzImage, or ELF with a PVH note or a 64-bit Linux entry
-    #[arg(long)]
-    pub kernel: PathBuf,
+    #[arg(long, required_unless_present = "restore", conflicts_with = "restore")]
+    pub kernel: Option<PathBuf>,
     /// Initial RAM disk
-    #[arg(long)]
+    #[arg(long, conflicts_with = "restore")]
     pub initrd: Option<PathBuf>,
     /// Kernel command line
-    #[arg(long, default_value = "console=ttyS0")]
+    #[arg(long, default_value = "console=ttyS0", conflicts_with = "restore")]
     pub append: String,
     /// Guest memory in MiB
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, conflicts_with = "restore")]
     pub mem: u64,
     /// Virtual CPUs
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, conflicts_with = "restore")]
     pub cpus: u32,
     /// Raw disk image; may be repeated
     #[arg(long = "disk")]
@@ -45,6 +47,12 @@ pub struct RunArgs {
     /// Name of an existing tap device; may be repeated
     #[arg(long = "tap")]
     pub taps: Vec<String>,
+    /// Directory for one snapshot, which Ctrl-A s takes: the files `state` and `memory`, which must not be there yet
+    #[arg(long)]
+    pub snapshot: Option<PathBuf>,
+    /// Directory of a snapshot to go on from, with the disks and taps that the guest had, in the same order
+    #[arg(long)]
+    pub restore: Option<PathBuf>,
     /// Do without system call filters and Landlock: on a developer's machine only
     #[arg(long)]
     pub no_jail: bool,
@@ -68,6 +76,10 @@ enum RunError {
     Build(#[from] BuildError),
     #[error(transparent)]
     Jail(#[from] JailError),
+    #[error("cannot make {path} for a snapshot: {source}", path = path.display())]
+    Snapshot { path: PathBuf, source: std::io::Error },
+    #[error("cannot go on from the snapshot in {path}: {source}", path = path.display())]
+    Restore { path: PathBuf, source: SnapshotError },
     #[error("cannot confine the driver thread: {0}")]
     Confine(std::io::Error),
     #[error("cannot use the terminal: {0}")]
@@ -105,18 +117,22 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     let kvm = open("KVM device", &args.kvm, true, kvm_hint)?.into_raw_fd();
     // SAFETY: the descriptor is open and ours alone.
     let kvm = unsafe { Kvm::from_raw_fd(kvm) };
-    let initrd = args.initrd.as_deref().map(|path| open("initrd", path, false, "")).transpose()?;
+    let (origin, vcpus, memory) = origin(args)?;
+    // What the devices were called, in the order of their slots, when the machine goes on from a snapshot.
+    let roles: Option<Vec<SlotState>> = match &origin {
+        Origin::Boot { .. } => None,
+        Origin::Snapshot { state, .. } => Some(state.slots.clone()),
+    };
     let setup = Setup {
         kvm,
-        vcpus: args.cpus,
-        memory: MiB(args.mem),
-        kernel: open("kernel", &args.kernel, false, "")?,
-        initrd,
-        command_line: args.append.clone(),
+        vcpus,
+        memory,
+        origin,
         console: Box::new(std::io::stdout().as_fd().try_clone_to_owned().map(Terminal::new)?),
         id: ServerId::new(),
         identity: Identity::default(),
     };
+    let snapshot_to = args.snapshot.as_deref().map(snapshot_files).transpose()?;
     let taps = args.taps.iter().map(|name| open_tap(name)).collect::<Result<Vec<_>, _>>()?;
     let mut disks = Vec::with_capacity(args.disks.len());
     for path in &args.disks {
@@ -130,22 +146,35 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     }
     let mut built = build(setup)?;
     let plugged = |error| RunError::Build(BuildError::Device(error));
-    let (role, device) = devices::entropy().map_err(plugged)?;
-    built.slots().plug(role, device, false).map_err(plugged)?;
+    let mut made = vec![devices::entropy().map_err(plugged)?];
+    let mut ports = roles.iter().flatten().filter_map(|slot| match &slot.role {
+        Role::Nic { port } => Some(*port),
+        Role::Rng | Role::Disk { .. } => None,
+    });
     for (index, tap) in (1u8..).zip(taps) {
         let mac = Mac([2, 0, 0, 0, 0, index]);
-        let (role, device) =
-            devices::nic(PortId::new(), vec![tap], mac, MTU, &NicLimits::default()).map_err(plugged)?;
-        built.slots().plug(role, device, false).map_err(plugged)?;
+        let port = ports.next().unwrap_or_else(PortId::new);
+        made.push(devices::nic(port, vec![tap], mac, MTU, &NicLimits::default()).map_err(plugged)?);
     }
+    let mut keys = roles.iter().flatten().filter_map(|slot| match &slot.role {
+        Role::Disk { key } => Some(key.clone()),
+        Role::Rng | Role::Nic { .. } => None,
+    });
     for (path, file, read_only) in disks {
-        let config = BlkConfig { read_only, queues: devices::disk_queues(args.cpus), ..BlkConfig::default() };
-        let made = devices::disk(path.display().to_string(), file.into(), &config);
-        let (role, device) = made.map_err(plugged)?;
-        built.slots().plug(role, device, false).map_err(plugged)?;
+        let config = BlkConfig { read_only, queues: devices::disk_queues(vcpus), ..BlkConfig::default() };
+        let key = keys.next().unwrap_or_else(|| path.display().to_string());
+        made.push(devices::disk(key, file.into(), &config).map_err(plugged)?);
+    }
+    match &roles {
+        None => {
+            for (role, device) in made {
+                built.slots().plug(role, device, false).map_err(plugged)?;
+            }
+        }
+        Some(slots) => built.slots().restore(made, slots).map_err(BuildError::from)?,
     }
     let terminal = RawTerminal::enter();
-    let typed = Typed::new(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let typed = Typed::new(std::io::stdin().as_fd().try_clone_to_owned()?, snapshot_to);
     let machine = built.start(jail::confine_vcpu)?;
     jail::confine(ThreadKind::Driver).map_err(RunError::Confine)?;
     let mut driver = Driver::new(machine, None, Some(typed));
@@ -154,6 +183,33 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     std::mem::forget(driver);
     drop(terminal);
     Ok(end)
+}
+
+/// Where the guest begins, and its vCPUs and memory.
+fn origin(args: &RunArgs) -> Result<(Origin, u32, MiB), RunError> {
+    if let Some(directory) = &args.restore {
+        let mut state = open("snapshot's state", &directory.join("state"), false, "")?;
+        let memory = open("snapshot's memory", &directory.join("memory"), false, "")?;
+        let state = snapshot::file::load(&mut state)
+            .map_err(|error| RunError::Restore { path: directory.clone(), source: error.into() })?;
+        let vcpus = u32::try_from(state.cpus.vcpus.len()).unwrap_or(u32::MAX);
+        let size = state.memory;
+        return Ok((Origin::Snapshot { state: Box::new(state), memory }, vcpus, size));
+    }
+    let initrd = args.initrd.as_deref().map(|path| open("initrd", path, false, "")).transpose()?;
+    let kernel = open("kernel", args.kernel.as_deref().unwrap_or(Path::new("")), false, "")?;
+    Ok((Origin::Boot { kernel, initrd, command_line: args.append.clone() }, args.cpus, MiB(args.mem)))
+}
+
+/// Makes the files of a snapshot: once the walls stand, nothing can be made any more.
+fn snapshot_files(directory: &Path) -> Result<[File; 2], RunError> {
+    let make = |path: PathBuf| {
+        let made = OpenOptions::new().write(true).create_new(true).open(&path);
+        made.map_err(|source| RunError::Snapshot { path, source })
+    };
+    std::fs::create_dir_all(directory)
+        .map_err(|source| RunError::Snapshot { path: directory.to_owned(), source })?;
+    Ok([make(directory.join("state"))?, make(directory.join("memory"))?])
 }
 
 fn open(what: &'static str, path: &Path, write: bool, remedy: &'static str) -> Result<File, RunError> {

@@ -3,7 +3,7 @@
 use super::boot::Entry;
 use super::layout::{BOOT_STACK, GDT, PAGE_TABLES, PVH_INFO, ZERO_PAGE};
 use crate::virtio::Memory;
-use kvm_bindings::{CpuId, Msrs, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -102,6 +102,46 @@ pub fn supported(system: &Kvm, vcpus: u32) -> Result<CpuId, CpuError> {
         }
     }
     Ok(cpuid)
+}
+
+/// Leaves that say what a processor can do, and which of their registers (`eax` to `edx`) are sets of abilities.
+const ABILITIES: [(u32, u32, [bool; 4]); 9] = [
+    (0x1, 0, [false, false, true, true]),
+    (0x7, 0, [false, true, true, true]),
+    (0x7, 1, [true, false, false, true]),
+    (0xd, 0, [true, false, false, true]),
+    (0xd, 1, [true, false, true, true]),
+    (0x4000_0001, 0, [true, false, false, false]),
+    (0x8000_0001, 0, [false, false, true, true]),
+    (0x8000_0007, 0, [false, false, false, true]),
+    (0x8000_0008, 0, [false, true, false, false]),
+];
+
+/// What a guest with this CPUID could use that this host does not have; `None` when it has all of it.
+#[must_use]
+pub fn lacking(wanted: &CpuId, supported: &CpuId) -> Option<String> {
+    let find = |cpuid: &CpuId, leaf: u32, index: u32| {
+        let entries = cpuid.as_slice().iter();
+        entries.copied().find(|entry| entry.function == leaf && entry.index == index)
+    };
+    let (mine, theirs) = (find(wanted, 0, 0), find(supported, 0, 0));
+    let vendor = |entry: kvm_cpuid_entry2| [entry.ebx, entry.edx, entry.ecx];
+    if mine.map(vendor) != theirs.map(vendor) {
+        return Some("a processor of the same vendor".into());
+    }
+    for (leaf, index, sets) in ABILITIES {
+        let Some(wanted) = find(wanted, leaf, index) else { continue };
+        let here = find(supported, leaf, index).unwrap_or_default();
+        let registers = |entry: kvm_cpuid_entry2| [entry.eax, entry.ebx, entry.ecx, entry.edx];
+        let pairs =
+            registers(wanted).into_iter().zip(registers(here)).zip(sets).zip(["EAX", "EBX", "ECX", "EDX"]);
+        for (((wanted, here), set), name) in pairs {
+            if set && wanted & !here != 0 {
+                return Some(format!("CPUID leaf {leaf:#x}.{index} {name} bits {:#x}", wanted & !here));
+            }
+        }
+    }
+    None
 }
 
 /// Gives one vCPU its CPUID. This comes before any MSR is read or written.

@@ -7,6 +7,7 @@ use super::Machine;
 use super::devices;
 use super::slots::PlugError;
 use crate::control::{ClientId, Incoming, Server};
+use crate::snapshot::SnapshotError;
 use crate::virtio::blk::BlkConfig;
 use crate::virtio::limit;
 use nix::errno::Errno;
@@ -19,7 +20,7 @@ use wire::Refused;
 use wire::ids::PortId;
 use wire::machine::{
     EndReason, Limits, MachineCall, MachineEnd, MachineReply, MachineState, MachineStatus, NicLimits,
-    PROTOCOL,
+    PROTOCOL, SnapshotTaken,
 };
 
 /// Longest wait of a `Status` call.
@@ -47,16 +48,21 @@ pub struct Typed {
     open: bool,
     /// The last byte was the escape key.
     escaped: bool,
+    /// Where the next snapshot goes: state and memory.
+    snapshot_to: Option<[std::fs::File; 2]>,
+    snapshot_wanted: bool,
 }
 
-/// Ctrl-A: followed by `x` it ends the machine, twice it is itself.
+/// Ctrl-A: followed by `x` it ends the machine, by `s` it takes a snapshot, twice it is itself.
 const ESCAPE: u8 = 1;
 
 impl Typed {
-    /// Input from a descriptor.
+    /// Input from a descriptor; and the files for the one snapshot that may be asked for.
     #[must_use]
-    pub fn new(from: OwnedFd) -> Self {
-        Self { from: from.into(), bytes: VecDeque::new(), open: true, escaped: false }
+    pub fn new(from: OwnedFd, snapshot_to: Option<[std::fs::File; 2]>) -> Self {
+        let from = from.into();
+        let (bytes, snapshot_wanted) = (VecDeque::new(), false);
+        Self { from, bytes, open: true, escaped: false, snapshot_to, snapshot_wanted }
     }
 
     /// Reads what is there. Returns whether the user asked for the end.
@@ -69,6 +75,9 @@ impl Typed {
                     match (self.escaped, *byte) {
                         (false, ESCAPE) => self.escaped = true,
                         (true, b'x') => return true,
+                        (true, b's') => {
+                            (self.escaped, self.snapshot_wanted) = (false, true);
+                        }
                         (_, byte) => {
                             self.escaped = false;
                             self.bytes.push_back(byte);
@@ -130,6 +139,7 @@ impl Driver {
             }
             self.machine.slots.eject(ejected);
             self.type_input();
+            self.snapshot_by_hand();
             for incoming in self.server.as_mut().map(Server::take).unwrap_or_default() {
                 self.serve(incoming);
             }
@@ -203,6 +213,26 @@ impl Driver {
         }
     }
 
+    fn snapshot_by_hand(&mut self) {
+        let Some(typed) = &mut self.typed else { return };
+        if !std::mem::take(&mut typed.snapshot_wanted) {
+            return;
+        }
+        let Some([state, memory]) = typed.snapshot_to.take() else {
+            eprintln!(
+                "vmm: there is nowhere for a snapshot to go: start with --snapshot DIR, and take one only once"
+            );
+            return;
+        };
+        match self.machine.snapshot(&state, &memory) {
+            Ok(SnapshotTaken { memory_bytes, stood_us }) => {
+                let (mib, millis) = (memory_bytes >> 20, stood_us / 1000);
+                eprintln!("vmm: snapshot taken: {mib} MiB of memory, the guest stood still for {millis} ms");
+            }
+            Err(error) => eprintln!("vmm: no snapshot: {error}"),
+        }
+    }
+
     /// Brings the status up to date, with a new sequence number when it changed.
     fn refresh(&mut self) {
         let state = if self.machine.running() { MachineState::Running } else { MachineState::Paused };
@@ -236,7 +266,7 @@ impl Driver {
     }
 
     fn serve(&mut self, incoming: Incoming) {
-        let Incoming { client, call, fd } = incoming;
+        let Incoming { client, call, mut fds } = incoming;
         // A change by an earlier call of this round shows in a later one's status.
         self.refresh();
         let result = match call {
@@ -268,7 +298,7 @@ impl Driver {
             MachineCall::PlugDisk { key, read_only, serial, block_size, limits } => {
                 let queues = devices::disk_queues(self.machine.vcpus());
                 let of = BlkConfig { read_only, serial, queues, block_size, limits, ..BlkConfig::default() };
-                self.plug_disk(key, &of, fd)
+                self.plug_disk(key, &of, fds.pop())
             }
             MachineCall::LimitDisk { key, limits } => self.limit_disk(&key, limits),
             MachineCall::UnplugDisk { key } => {
@@ -277,7 +307,7 @@ impl Driver {
             }
             MachineCall::PlugNic { port, mac, mtu, limits } => match self.machine.slots.nic(port) {
                 Some(slot) => self.already(slot),
-                None => check_nic(&limits).and_then(|()| with_fd(fd)).and_then(|fd| {
+                None => check_nic(&limits).and_then(|()| with_fd(fds.pop())).and_then(|fd| {
                     let (role, device) = devices::nic(port, vec![fd], mac, mtu, &limits).map_err(refuse)?;
                     self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
                 }),
@@ -287,6 +317,10 @@ impl Driver {
                 self.unplug(self.machine.slots.nic(port));
                 Ok(())
             }
+            MachineCall::Snapshot => match self.snapshot(&mut fds) {
+                Ok(taken) => return self.reply(client, &MachineReply::Snapshot(taken)),
+                Err(refused) => Err(refused),
+            },
             MachineCall::ResizeDisk { key } => self.resize(&key),
         };
         let reply = match result {
@@ -303,6 +337,20 @@ impl Driver {
         }
         let (role, device) = devices::disk(key, with_fd(fd)?, config).map_err(refuse)?;
         self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
+    }
+
+    fn snapshot(&mut self, fds: &mut Vec<OwnedFd>) -> Result<SnapshotTaken, Refused> {
+        let (Some(memory), Some(state), None) = (fds.pop(), fds.pop(), fds.pop()) else {
+            return Err(Refused::invalid("a snapshot needs two descriptors")
+                .remedy("send the state file and the memory file as SCM_RIGHTS in the same packet"));
+        };
+        let taken = self.machine.snapshot(&state.into(), &memory.into());
+        taken.map_err(|error| match error {
+            SnapshotError::Nested | SnapshotError::LargeState(_) | SnapshotError::Ended => {
+                Refused::conflict(error.to_string())
+            }
+            other => Refused::unavailable(other.to_string()),
+        })
     }
 
     /// The answer to plugging in what is there already.

@@ -26,11 +26,11 @@ pub enum MemoryError {
     Kvm(kvm_ioctls::Error),
 }
 
-/// Reserves RAM: up to 3 GiB below the hole, the rest from 4 GiB on. Pages are taken from the host when they are touched.
+/// Where RAM is: up to 3 GiB below the hole, the rest from 4 GiB on.
 ///
 /// # Errors
-/// A size out of range or an address space that is too small.
-pub fn reserve(size: MiB) -> Result<Memory, MemoryError> {
+/// A size out of range.
+pub fn ranges(size: MiB) -> Result<Vec<(GuestAddress, usize)>, MemoryError> {
     let bytes = size.bytes().filter(|_| size >= LEAST && size <= MOST).ok_or(MemoryError::Size(size))?;
     let low = bytes.min(PCI_WINDOW);
     let mut ranges = Vec::with_capacity(2);
@@ -40,7 +40,15 @@ pub fn reserve(size: MiB) -> Result<Memory, MemoryError> {
             ranges.push((GuestAddress(start), length));
         }
     }
-    Memory::from_ranges(&ranges).map_err(|error| MemoryError::Map(size, error))
+    Ok(ranges)
+}
+
+/// Reserves RAM. Pages are taken from the host when they are touched.
+///
+/// # Errors
+/// A size out of range or an address space that is too small.
+pub fn reserve(size: MiB) -> Result<Memory, MemoryError> {
+    Memory::from_ranges(&ranges(size)?).map_err(|error| MemoryError::Map(size, error))
 }
 
 /// Gives the RAM to KVM, a slot for each range. This comes before the irqchip: the other order costs milliseconds of waiting.

@@ -29,18 +29,21 @@ use crate::bus::msix::Routes;
 use crate::bus::pci::PciBus;
 use crate::bus::ports::{Console, Ports};
 use crate::bus::power::Power;
+use crate::snapshot::{self, BoardState, ClockState, CpusState, MachineState, SnapshotError};
+use crate::virtio::Memory;
 use crate::virtio::transport::Host;
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use layout::{IOAPIC_PINS, MAX_VCPUS, TSS};
 use signals::Signals;
 use slots::Slots;
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Instant;
 use vcpu::Vcpus;
 use wire::MiB;
 use wire::ids::ServerId;
-use wire::machine::{EndReason, Identity, MachineEnd};
+use wire::machine::{EndReason, Identity, MachineEnd, SnapshotTaken};
 
 /// What a machine is built from, apart from its devices.
 pub struct Setup {
@@ -50,18 +53,34 @@ pub struct Setup {
     pub vcpus: u32,
     /// RAM.
     pub memory: MiB,
-    /// Kernel file.
-    pub kernel: File,
-    /// Initial RAM disk.
-    pub initrd: Option<File>,
-    /// Kernel command line.
-    pub command_line: String,
+    /// How it begins.
+    pub origin: Origin,
     /// Where the serial port's output goes.
     pub console: Console,
     /// The server's id.
     pub id: ServerId,
     /// SMBIOS strings.
     pub identity: Identity,
+}
+
+/// How a machine begins.
+pub enum Origin {
+    /// By booting a kernel.
+    Boot {
+        /// Kernel file.
+        kernel: File,
+        /// Initial RAM disk.
+        initrd: Option<File>,
+        /// Kernel command line.
+        command_line: String,
+    },
+    /// By going on from a snapshot.
+    Snapshot {
+        /// Its state.
+        state: Box<MachineState>,
+        /// Its memory file.
+        memory: File,
+    },
 }
 
 /// The KVM API version, the same since Linux 2.6.22.
@@ -107,6 +126,9 @@ pub enum BuildError {
     /// A device.
     #[error(transparent)]
     Device(#[from] slots::PlugError),
+    /// A snapshot.
+    #[error("cannot restore the machine: {0}")]
+    Snapshot(#[from] SnapshotError),
 }
 
 fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
@@ -122,6 +144,16 @@ pub struct Machine {
     bus: Arc<Bus>,
     signals: Arc<Signals>,
     running: bool,
+    kept: Kept,
+}
+
+/// What is only needed for a snapshot.
+struct Kept {
+    system: Kvm,
+    vm: Arc<VmFd>,
+    memory: Arc<Memory>,
+    size: MiB,
+    cpuid: CpuId,
 }
 
 /// A machine whose vCPU threads do not exist yet: the last moment to give up privileges.
@@ -130,6 +162,7 @@ pub struct Built {
     slots: Slots,
     bus: Arc<Bus>,
     signals: Arc<Signals>,
+    kept: Kept,
 }
 
 /// Builds a machine without devices.
@@ -138,7 +171,7 @@ pub struct Built {
 ///
 /// # Errors
 /// [`BuildError`]
-pub fn build(mut setup: Setup) -> Result<Built, BuildError> {
+pub fn build(setup: Setup) -> Result<Built, BuildError> {
     if !(1..=MAX_VCPUS).contains(&setup.vcpus) {
         return Err(BuildError::Vcpus(setup.vcpus));
     }
@@ -146,7 +179,13 @@ pub fn build(mut setup: Setup) -> Result<Built, BuildError> {
     if version != KVM_API {
         return Err(BuildError::NoKvm(version));
     }
-    let memory = Arc::new(memory::reserve(setup.memory)?);
+    let memory = Arc::new(match &setup.origin {
+        Origin::Boot { .. } => memory::reserve(setup.memory)?,
+        Origin::Snapshot { state, memory } => {
+            check_fits(&setup, state)?;
+            snapshot::memory::map(memory, &memory::ranges(setup.memory)?)?
+        }
+    });
     let vm = Arc::new(setup.kvm.create_vm().map_err(kvm("create a virtual machine"))?);
     vm.set_tss_address(TSS).map_err(kvm("set the TSS address"))?;
     memory::give(&vm, &memory)?;
@@ -162,28 +201,96 @@ pub fn build(mut setup: Setup) -> Result<Built, BuildError> {
     let ioapic = Arc::new(IoApic::new(vm.clone()));
     let power = Arc::new(Power::new(ioapic.clone(), signals.clone()));
     let pci = Arc::new(PciBus::default());
-    let ports = Ports::new(setup.console, ioapic.clone(), power.clone(), pci.clone(), signals.clone());
+    let serial = match &setup.origin {
+        Origin::Boot { .. } => None,
+        Origin::Snapshot { state, .. } => Some(&state.board.serial),
+    };
+    let ports =
+        Ports::new(setup.console, serial, ioapic.clone(), power.clone(), pci.clone(), signals.clone());
     let bus = Arc::new(Bus { ports, pci: pci.clone(), ioapic });
 
-    let entry = boot::load(&memory, &mut setup.kernel, setup.initrd.as_ref(), &setup.command_line)?;
-    acpi::write(&memory, setup.vcpus)?;
-    smbios::write(&memory, setup.id, &setup.identity)?;
+    let supported = cpu::supported(&setup.kvm, setup.vcpus)?;
+    let (vcpus, cpuid) = match setup.origin {
+        Origin::Boot { mut kernel, initrd, command_line } => {
+            let entry = boot::load(&memory, &mut kernel, initrd.as_ref(), &command_line)?;
+            acpi::write(&memory, setup.vcpus)?;
+            smbios::write(&memory, setup.id, &setup.identity)?;
+            let mut vcpus = Vec::new();
+            for index in 0..setup.vcpus {
+                let vcpu = new_vcpu(&vm, &supported, index)?;
+                cpu::set_boot_state(&vcpu)?;
+                if index == 0 {
+                    cpu::enter(&vcpu, &memory, entry)?;
+                }
+                vcpus.push(vcpu);
+            }
+            (vcpus, supported)
+        }
+        Origin::Snapshot { state, memory: _ } => restore(&setup.kvm, &vm, &bus, &supported, &state)?,
+    };
     generation::write(&memory)?;
+    let routes = Arc::new(Routes::new(vm.clone()));
+    let kept = Kept { system: setup.kvm, vm: vm.clone(), memory: memory.clone(), size: setup.memory, cpuid };
+    let host = Host { vm, routes, memory, signals: signals.clone() };
+    Ok(Built { vcpus, slots: Slots::new(host, pci, power), bus, signals, kept })
+}
 
-    let cpuid = cpu::supported(&setup.kvm, setup.vcpus)?;
-    let mut vcpus = Vec::new();
-    for index in 0..setup.vcpus {
-        let vcpu = vm.create_vcpu(index.into()).map_err(kvm("create a vCPU"))?;
-        cpu::set_cpuid(&vcpu, &cpuid, index)?;
-        cpu::set_boot_state(&vcpu)?;
-        if index == 0 {
-            cpu::enter(&vcpu, &memory, entry)?;
+fn new_vcpu(vm: &VmFd, cpuid: &CpuId, index: u32) -> Result<VcpuFd, BuildError> {
+    let vcpu = vm.create_vcpu(index.into()).map_err(kvm("create a vCPU"))?;
+    cpu::set_cpuid(&vcpu, cpuid, index)?;
+    Ok(vcpu)
+}
+
+/// A snapshot's machine has the size that it had.
+fn check_fits(setup: &Setup, state: &MachineState) -> Result<(), SnapshotError> {
+    let vcpus = u32::try_from(state.cpus.vcpus.len()).unwrap_or(u32::MAX);
+    if (vcpus, state.memory) != (setup.vcpus, setup.memory) {
+        return Err(SnapshotError::Other(format!(
+            "it is of a machine with {vcpus} vCPUs and {} MiB of memory, not {} and {}",
+            state.memory.0, setup.vcpus, setup.memory.0
+        )));
+    }
+    Ok(())
+}
+
+/// Makes processors and board what they were when the snapshot was taken, and tells the guest that it is another machine.
+fn restore(
+    system: &Kvm,
+    vm: &VmFd,
+    bus: &Bus,
+    supported: &CpuId,
+    state: &MachineState,
+) -> Result<(Vec<VcpuFd>, CpuId), BuildError> {
+    snapshot::vcpu::check(system)?;
+    let cpuid = CpuId::from_entries(&state.cpus.cpuid)
+        .map_err(|_| SnapshotError::Other("it has more CPUID entries than KVM takes".into()))?;
+    if let Some(lack) = cpu::lacking(&cpuid, supported) {
+        return Err(SnapshotError::Processor(lack).into());
+    }
+    let age = state.clock.age();
+    let mut vcpus = Vec::with_capacity(state.cpus.vcpus.len());
+    for (index, saved) in (0..).zip(&state.cpus.vcpus) {
+        let vcpu = new_vcpu(vm, &cpuid, index)?;
+        let khz = state.cpus.tsc_khz;
+        if khz != 0 && vcpu.get_tsc_khz().is_ok_and(|here| here != khz) {
+            // The guest has measured the other frequency.
+            vcpu.set_tsc_khz(khz).map_err(kvm("run the time stamp counter at the snapshot's frequency"))?;
         }
         vcpus.push(vcpu);
+        if let Some(vcpu) = vcpus.last() {
+            saved.restore(vcpu, age, khz)?;
+        }
     }
-    let routes = Arc::new(Routes::new(vm.clone()));
-    let host = Host { vm, routes, memory, signals: signals.clone() };
-    Ok(Built { vcpus, slots: Slots::new(host, pci, power), bus, signals })
+    state.clock.restore(vm, age)?;
+    let board = &state.board;
+    bus.pci.set_address(board.pci_address);
+    bus.ports.power.restore(&board.power);
+    bus.ioapic.restore(&board.ioapic);
+    bus.ports.power.new_generation();
+    if state.panicked {
+        bus.ports.signals().panic();
+    }
+    Ok((vcpus, cpuid))
 }
 
 impl Built {
@@ -199,7 +306,8 @@ impl Built {
     pub fn start(self, confine: fn() -> std::io::Result<()>) -> Result<Machine, BuildError> {
         let vcpus = Vcpus::start(self.vcpus, &self.bus, &self.signals, confine)
             .map_err(|source| BuildError::Host { what: "start a vCPU thread", source })?;
-        Ok(Machine { vcpus, slots: self.slots, bus: self.bus, signals: self.signals, running: false })
+        let Self { slots, bus, signals, kept, .. } = self;
+        Ok(Machine { vcpus, slots, bus, signals, running: false, kept })
     }
 }
 
@@ -232,6 +340,59 @@ impl Machine {
             self.slots.pause();
             self.running = false;
         }
+    }
+
+    /// Writes the machine's state and memory into two files, and lets it go on if it ran. Answers what it cost. Neither file is
+    /// synced: that is for whoever keeps them, while the machine runs again.
+    ///
+    /// # Errors
+    /// Why there is no snapshot; the files hold nothing useful then. The machine goes on all the same.
+    pub fn snapshot(&mut self, state: &File, memory: &File) -> Result<SnapshotTaken, SnapshotError> {
+        let (ran, start) = (self.running, Instant::now());
+        self.pause();
+        let taken = self.save_paused(state, memory);
+        if ran {
+            self.resume();
+        }
+        let stood = start.elapsed();
+        taken.map(|bytes| SnapshotTaken {
+            memory_bytes: bytes,
+            stood_us: u64::try_from(stood.as_micros()).unwrap_or(u64::MAX),
+        })
+    }
+
+    fn save_paused(&mut self, to: &File, memory: &File) -> Result<u64, SnapshotError> {
+        // What the guest asked for before it stopped: ejected devices are gone, others are started by the restored machine or ours.
+        let (devices, ejected) = self.signals.take();
+        let _ = self.slots.settle(devices);
+        self.slots.eject(ejected);
+        if self.signals.ended() {
+            return Err(SnapshotError::Ended);
+        }
+        let bytes = snapshot::memory::write(&self.kept.memory, memory)?;
+        let saver = snapshot::vcpu::Saver::new(&self.kept.system)?;
+        let mut tsc_khz = 0;
+        let mut vcpus = Vec::new();
+        for vcpu in self.vcpus.parked() {
+            tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
+            vcpus.push(saver.save(&vcpu)?);
+        }
+        let state = MachineState {
+            memory: self.kept.size,
+            cpus: CpusState { cpuid: self.kept.cpuid.as_slice().to_vec(), tsc_khz, vcpus },
+            clock: ClockState::save(&self.kept.vm)?,
+            board: BoardState {
+                ioapic: self.bus.ioapic.save(),
+                serial: self.bus.ports.save_serial(),
+                power: self.bus.ports.power.save(),
+                pci_address: self.bus.pci.address(),
+            },
+            slots: self.slots.save(),
+            panicked: self.signals.panicked(),
+        };
+        // Last: a state file that is whole goes with a memory file that is.
+        snapshot::file::write(to, &state)?;
+        Ok(bytes)
     }
 
     /// Presses the power button.

@@ -3,10 +3,11 @@
 #![allow(unsafe_code)]
 
 use super::driver::{Driver, check_disk, check_nic};
-use super::{BuildError, Setup, build, devices};
+use super::{BuildError, Origin, Setup, build, devices};
 use crate::console::{ConsoleError, ConsoleLog};
 use crate::control::Server;
 use crate::jail::{self, Fork, JailError, ThreadKind};
+use crate::snapshot::{self, SlotState, SnapshotError};
 use crate::virtio::blk::BlkConfig;
 use crate::virtio::net::MAX_PAIRS;
 use kvm_ioctls::Kvm;
@@ -128,13 +129,12 @@ fn serve(
     // SAFETY: the descriptor is open and ours alone, as `Descriptors` found.
     let kvm = unsafe { Kvm::from_raw_fd(kvm) };
     let listener = descriptors.take(config.control_fd)?;
+    let (origin, slots) = origin(config, descriptors)?;
     let setup = Setup {
         kvm,
         vcpus: config.vcpus,
         memory: config.memory,
-        kernel: descriptors.take(config.kernel_fd)?.into(),
-        initrd: descriptors.take_optional(config.initrd_fd)?.map(File::from),
-        command_line: config.command_line.clone(),
+        origin,
         console: Box::new(console),
         id: config.id,
         identity: config.identity.clone(),
@@ -142,13 +142,11 @@ fn serve(
     let mut built = build(setup)?;
     let plugged = |error| ServeError::Build(BuildError::Device(error));
     let (role, device) = devices::entropy().map_err(plugged)?;
-    built.slots().plug(role, device, false).map_err(plugged)?;
+    let mut made = vec![(role, device)];
     for nic in &config.nics {
         let taps = std::iter::once(&nic.fd).chain(&nic.more_fds).map(|fd| descriptors.take(*fd));
         let taps = taps.collect::<Result<Vec<_>, _>>()?;
-        let made = devices::nic(nic.port, taps, nic.mac, nic.mtu, &nic.limits);
-        let (role, device) = made.map_err(plugged)?;
-        built.slots().plug(role, device, false).map_err(plugged)?;
+        made.push(devices::nic(nic.port, taps, nic.mac, nic.mtu, &nic.limits).map_err(plugged)?);
     }
     for disk in &config.disks {
         let file = descriptors.take(disk.fd)?;
@@ -160,9 +158,16 @@ fn serve(
             limits: disk.limits,
             ..BlkConfig::default()
         };
-        let made = devices::disk(disk.key.clone(), file, &of);
-        let (role, device) = made.map_err(plugged)?;
-        built.slots().plug(role, device, false).map_err(plugged)?;
+        let disk = devices::disk(disk.key.clone(), file, &of);
+        made.push(disk.map_err(plugged)?);
+    }
+    match slots {
+        None => {
+            for (role, device) in made {
+                built.slots().plug(role, device, false).map_err(plugged)?;
+            }
+        }
+        Some(slots) => built.slots().restore(made, &slots).map_err(BuildError::from)?,
     }
     let server = Server::new(listener).map_err(ServeError::Control)?;
     let machine = built.start(jail::confine_vcpu)?;
@@ -172,6 +177,31 @@ fn serve(
     // The process ends: taking the machine apart first would only cost time.
     std::mem::forget(driver);
     Ok(Served::Ended(end))
+}
+
+/// Where the machine begins, and the devices that a snapshot has.
+fn origin(
+    config: &MachineConfig,
+    descriptors: &mut Descriptors,
+) -> Result<(Origin, Option<Vec<SlotState>>), ServeError> {
+    match (&config.restore, config.kernel_fd) {
+        (Some(from), None) => {
+            let mut file = File::from(descriptors.take(from.state_fd)?);
+            let state =
+                snapshot::file::load(&mut file).map_err(SnapshotError::from).map_err(BuildError::from)?;
+            let slots = state.slots.clone();
+            let memory = descriptors.take(from.memory_fd)?.into();
+            Ok((Origin::Snapshot { state: Box::new(state), memory }, Some(slots)))
+        }
+        (None, Some(kernel)) => {
+            let kernel = descriptors.take(kernel)?.into();
+            let initrd = descriptors.take_optional(config.initrd_fd)?.map(File::from);
+            Ok((Origin::Boot { kernel, initrd, command_line: config.command_line.clone() }, None))
+        }
+        (Some(_), Some(_)) | (None, None) => {
+            Err(ServeError::Config("a machine has either a kernel or a snapshot to go on from".into()))
+        }
+    }
 }
 
 fn read_config(fd: Fd) -> Result<MachineConfig, ServeError> {

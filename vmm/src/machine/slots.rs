@@ -4,9 +4,12 @@
 
 use crate::bus::pci::PciBus;
 use crate::bus::power::Power;
-use crate::virtio::VirtioDevice;
+use crate::snapshot::{SlotState, SnapshotError};
 use crate::virtio::transport::{Host, VirtioPci};
+use crate::virtio::{RestoreError, Snapshot, VirtioDevice};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wire::ids::PortId;
@@ -18,6 +21,8 @@ const DISK_SLOTS: RangeInclusive<u8> = 10..=31;
 const _: () = assert!(MAX_NICS == 8 && MAX_DISKS == 22);
 
 /// What a device is to the outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The entropy device.
     Rng,
@@ -31,6 +36,16 @@ pub enum Role {
         /// Its port.
         port: PortId,
     },
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rng => f.write_str("entropy device"),
+            Self::Disk { key } => write!(f, "disk '{key}'"),
+            Self::Nic { port } => write!(f, "network interface {port}"),
+        }
+    }
 }
 
 /// Why a device was not plugged in or out.
@@ -110,9 +125,9 @@ impl Slots {
     /// No slot, a taken name, or the host has no more descriptors.
     pub fn plug(&mut self, role: Role, device: Box<dyn VirtioDevice>, hot: bool) -> Result<u8, PlugError> {
         let (mut slots, name, taken) = match &role {
-            Role::Rng => (RNG_SLOT, "entropy device".to_owned(), None),
-            Role::Disk { key } => (DISK_SLOTS, format!("disk '{key}'"), self.disk(key)),
-            Role::Nic { port } => (NIC_SLOTS, format!("network interface {port}"), self.nic(*port)),
+            Role::Rng => (RNG_SLOT, role.to_string(), None),
+            Role::Disk { key } => (DISK_SLOTS, role.to_string(), self.disk(key)),
+            Role::Nic { port } => (NIC_SLOTS, role.to_string(), self.nic(*port)),
         };
         if taken.is_some() {
             return Err(PlugError::Exists(name));
@@ -120,14 +135,57 @@ impl Slots {
         let slot = slots.find(|slot| !self.entries.contains_key(slot)).ok_or(PlugError::Full)?;
         let device = VirtioPci::new(self.host.clone(), slot, device)
             .map_err(|source| PlugError::Host { what: name, source })?;
-        let base = device.base();
-        let device = Arc::new(Mutex::new(device));
-        self.pci.insert(slot, device.clone(), base);
-        self.entries.insert(slot, Entry { role, device, unplugging: false });
+        self.put(slot, role, device, false);
         if hot {
             self.power.inserted(slot);
         }
         Ok(slot)
+    }
+
+    fn put(&mut self, slot: u8, role: Role, device: VirtioPci, unplugging: bool) {
+        let base = device.base();
+        let device = Arc::new(Mutex::new(device));
+        self.pci.insert(slot, device.clone(), base);
+        self.entries.insert(slot, Entry { role, device, unplugging });
+    }
+
+    /// All devices as a snapshot holds them. Only while paused.
+    #[must_use]
+    pub fn save(&self) -> Vec<SlotState> {
+        let save = |(slot, entry): (&u8, &Entry)| SlotState {
+            slot: *slot,
+            role: entry.role.clone(),
+            unplugging: entry.unplugging,
+            device: entry.device().save(),
+        };
+        self.entries.iter().map(save).collect()
+    }
+
+    /// Puts devices back where a snapshot had them. The devices must be those of the snapshot, no more and no fewer.
+    ///
+    /// # Errors
+    /// A device too many or too few, or one that does not go with its state.
+    pub fn restore(
+        &mut self,
+        made: Vec<(Role, Box<dyn VirtioDevice>)>,
+        states: &[SlotState],
+    ) -> Result<(), SnapshotError> {
+        let mut made: Vec<_> = made.into_iter().map(Some).collect();
+        for state in states {
+            let own = made.iter_mut().find(|made| made.as_ref().is_some_and(|(role, _)| *role == state.role));
+            let Some((role, device)) = own.and_then(Option::take) else {
+                return Err(SnapshotError::Other(format!("the {} is missing", state.role)));
+            };
+            let failed = |source| SnapshotError::Device { slot: state.slot, source };
+            let mut device = VirtioPci::new(self.host.clone(), state.slot, device)
+                .map_err(|error| failed(RestoreError::Host(error.to_string())))?;
+            device.restore(&state.device).map_err(failed)?;
+            self.put(state.slot, role, device, state.unplugging);
+        }
+        match made.into_iter().flatten().next() {
+            Some((role, _)) => Err(SnapshotError::Other(format!("it has no {role}"))),
+            None => Ok(()),
+        }
     }
 
     /// Asks the guest to give a slot's device back.

@@ -6,6 +6,9 @@
 //!    +---> quit <+          (Gate::quit: the thread returns)
 //! ```
 //!
+//! A vCPU that parks has finished its last instruction: KVM leaves one that needed us (a port, a register) half done until the next
+//! `KVM_RUN`, and its registers mean nothing until then. While it is parked its lock is free, and whoever paused it may read its state.
+//!
 //! The signal's handler sets `immediate_exit` in the vCPU's shared page, so that a signal which arrives just before `KVM_RUN` is not
 //! lost.
 
@@ -76,9 +79,13 @@ impl Gate {
         }
     }
 
+    fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
     /// Waits while the gate is closed. Returns whether to go on, and whether it waited.
     fn pass(&self) -> (bool, bool) {
-        if self.open.load(Ordering::SeqCst) {
+        if self.is_open() {
             return (true, false);
         }
         let mut state = self.state();
@@ -95,6 +102,7 @@ impl Gate {
 /// The vCPU threads of a machine.
 pub struct Vcpus {
     gate: Arc<Gate>,
+    vcpus: Vec<Arc<Mutex<VcpuFd>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -116,9 +124,15 @@ impl Vcpus {
         confine: fn() -> std::io::Result<()>,
     ) -> std::io::Result<Self> {
         install_handler()?;
-        let mut all = Self { gate: Arc::new(Gate::closed()), threads: Vec::with_capacity(vcpus.len()) };
+        let mut all = Self {
+            gate: Arc::new(Gate::closed()),
+            vcpus: Vec::with_capacity(vcpus.len()),
+            threads: Vec::with_capacity(vcpus.len()),
+        };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let (bus, signals, gate) = (bus.clone(), signals.clone(), all.gate.clone());
+            let vcpu = Arc::new(Mutex::new(vcpu));
+            all.vcpus.push(vcpu.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .stack_size(256 << 10)
@@ -127,7 +141,7 @@ impl Vcpus {
                         signals.end(EndReason::NotStarted, format!("cannot confine a vCPU thread: {error}"));
                         return;
                     }
-                    run(vcpu, &bus, &signals, &gate);
+                    run(&vcpu, &bus, &signals, &gate);
                 })?;
             all.threads.push(thread);
         }
@@ -147,6 +161,11 @@ impl Vcpus {
                 self.kick();
             }
         }
+    }
+
+    /// Every vCPU, to look at while all are paused.
+    pub fn parked(&self) -> impl Iterator<Item = MutexGuard<'_, VcpuFd>> {
+        self.vcpus.iter().map(|vcpu| vcpu.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Lets every vCPU run.
@@ -200,22 +219,47 @@ fn install_handler() -> std::io::Result<()> {
     }
 }
 
-fn run(mut vcpu: VcpuFd, bus: &Bus, signals: &Signals, gate: &Gate) {
-    EXIT_FLAG.set(&raw mut vcpu.get_kvm_run().immediate_exit);
+fn run(own: &Mutex<VcpuFd>, bus: &Bus, signals: &Signals, gate: &Gate) {
+    let lock = || own.lock().unwrap_or_else(PoisonError::into_inner);
+    EXIT_FLAG.set(&raw mut lock().get_kvm_run().immediate_exit);
+    let mut held: Option<MutexGuard<'_, VcpuFd>> = None;
     loop {
+        if !gate.is_open()
+            && let Some(mut vcpu) = held.take()
+        {
+            finish(&mut vcpu, bus, signals);
+        }
         let (go_on, waited) = gate.pass();
         if !go_on {
             break;
         }
+        let vcpu = held.get_or_insert_with(lock);
         if waited {
             // The guest's watchdogs must not count the time that it was stopped; refused before the guest has a kvm-clock.
             let _ = vcpu.kvmclock_ctrl();
         }
-        if !step(&mut vcpu, bus, signals) {
+        if !step(vcpu, bus, signals) {
             gate.close();
         }
     }
     EXIT_FLAG.set(ptr::null_mut());
+}
+
+/// Completes the last instruction without running the next one. A machine that has ended stays where it is.
+fn finish(vcpu: &mut VcpuFd, bus: &Bus, signals: &Signals) {
+    while !signals.ended() {
+        vcpu.set_kvm_immediate_exit(1);
+        match vcpu.run() {
+            // An access that crosses pages comes in parts.
+            Ok(VcpuExit::IoOut(port, data)) => bus.ports.write(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => bus.ports.read(port, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => bus.write_memory(address, data),
+            Ok(VcpuExit::MmioRead(address, data)) => bus.read_memory(address, data),
+            // EINTR: nothing is left to complete. Anything else comes again when the guest runs.
+            Ok(_) | Err(_) => break,
+        }
+    }
+    vcpu.set_kvm_immediate_exit(0);
 }
 
 /// Runs the vCPU until its next exit and handles that. Returns whether the machine goes on.

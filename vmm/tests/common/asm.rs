@@ -6,7 +6,7 @@ pub const LOAD: u32 = 0x100_0000;
 pub const DATA: u32 = 0x20_0000;
 
 /// Code under construction.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Asm {
     code: Vec<u8>,
 }

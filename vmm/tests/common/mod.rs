@@ -17,7 +17,7 @@ use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
     BlockSize, DiskConfig, Identity, JailConfig, Limits, MachineCall, MachineConfig, MachineEnd,
-    MachineReply, MachineStatus, NicConfig, NicLimits,
+    MachineReply, MachineStatus, NicConfig, NicLimits, RestoreConfig, SnapshotTaken,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -44,6 +44,8 @@ pub struct Plan {
     pub vcpus: u32,
     pub disks: Vec<(String, File, bool)>,
     pub nics: Vec<(PortId, OwnedFd, Mac)>,
+    /// State and memory of a snapshot to go on from, instead of the kernel.
+    pub restore: Option<[File; 2]>,
     /// Whether the configuration names a jail.
     pub jailed: bool,
     /// Whether the monitor is told to do without one.
@@ -62,6 +64,7 @@ impl Plan {
             vcpus: 1,
             disks: Vec::new(),
             nics: Vec::new(),
+            restore: None,
             jailed: true,
             no_jail: false,
             namespaces: true,
@@ -165,7 +168,7 @@ impl Guest {
             console_fds: console.iter().map(|file| give(file.try_clone().unwrap().into())).collect(),
             console_limit: 1 << 20,
             end_fd: Some(give(end.try_clone().unwrap().into())),
-            kernel_fd: give(file(&plan.kernel).into()),
+            kernel_fd: plan.restore.is_none().then(|| give(file(&plan.kernel).into())),
             initrd_fd: plan.initrd.map(|bytes| give(file(&bytes).into())),
             command_line: plan.command_line,
             disks: plan
@@ -193,6 +196,10 @@ impl Guest {
                 })
                 .collect(),
             identity: Identity::default(),
+            restore: plan.restore.map(|[state, memory]| RestoreConfig {
+                state_fd: give(state.into()),
+                memory_fd: give(memory.into()),
+            }),
             jail: plan.jailed.then_some(JailConfig { uid, gid: uid }),
         };
         let config = file(&serde_json::to_vec(&config).unwrap());
@@ -250,6 +257,18 @@ impl Guest {
     pub fn call_with(&self, call: &MachineCall, fd: Option<BorrowedFd<'_>>) -> MachineReply {
         vmm::control::send(self.control.as_fd(), &serde_json::to_vec(call).unwrap(), fd).unwrap();
         vmm::control::receive_reply(&self.control).unwrap()
+    }
+
+    /// Takes a snapshot into two new files, state and memory.
+    pub fn snapshot(&self) -> ([File; 2], SnapshotTaken) {
+        let files = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+        let call = serde_json::to_vec(&MachineCall::Snapshot).unwrap();
+        let fds = [files[0].as_fd(), files[1].as_fd()];
+        vmm::control::send_with(self.control.as_fd(), &call, &fds).unwrap();
+        match vmm::control::receive_reply(&self.control).unwrap() {
+            MachineReply::Snapshot(taken) => (files, taken),
+            other => panic!("no snapshot: {other:?}; {}", self.log()),
+        }
     }
 
     pub fn done(&self, call: &MachineCall) {

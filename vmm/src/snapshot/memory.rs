@@ -1,0 +1,151 @@
+//! The memory file: the guest's RAM region after region, as it is, with holes where it is zero.
+
+#![allow(unsafe_code)]
+
+use super::SnapshotError;
+use crate::virtio::Memory;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+/// Bytes of a page.
+pub const PAGE: usize = 4096;
+/// Largest single write, in bytes.
+const CHUNK: usize = 4 << 20;
+
+static ZEROS: [u8; PAGE] = [0; PAGE];
+
+fn io(what: &'static str) -> impl Fn(std::io::Error) -> SnapshotError {
+    move |source| SnapshotError::Io { what, source }
+}
+
+/// Writes all of the guest's RAM to a file, of which it makes a file of exactly that size. Nothing may write to guest memory meanwhile.
+/// Answers how many bytes were written; the rest of the file is holes. Syncing it is the caller's.
+///
+/// # Errors
+/// What the file system says.
+pub fn write(memory: &Memory, to: &File) -> Result<u64, SnapshotError> {
+    let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+    let sized = to.set_len(0).and_then(|()| to.set_len(total));
+    sized.map_err(io("give the snapshot's memory file its size"))?;
+    let (mut offset, mut written) = (0, 0);
+    for region in memory.iter() {
+        let bytes = bytes(memory, region)?;
+        for run in runs(bytes) {
+            let part = bytes.get(run.clone()).unwrap_or_default();
+            to.write_all_at(part, offset + run.start as u64).map_err(io("write the guest's memory"))?;
+            written += part.len() as u64;
+        }
+        offset += region.len();
+    }
+    Ok(written)
+}
+
+/// A region's bytes.
+fn bytes<'m>(memory: &'m Memory, region: &GuestRegionMmap<()>) -> Result<&'m [u8], SnapshotError> {
+    let host = memory.get_host_address(region.start_addr());
+    let host = host.map_err(|error| io("find the guest's memory")(std::io::Error::other(error)))?;
+    let length = usize::try_from(region.len()).unwrap_or(0);
+    // SAFETY: the region is mapped for as long as `memory` lives, and the caller lets nothing write to it.
+    Ok(unsafe { std::slice::from_raw_parts(host, length) })
+}
+
+/// Runs of pages that are not all zero, none longer than [`CHUNK`].
+fn runs(bytes: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let mut at = 0;
+    let zero = |at: usize| bytes.get(at..at + PAGE).is_some_and(|page| page == ZEROS);
+    std::iter::from_fn(move || {
+        while at < bytes.len() && zero(at) {
+            at += PAGE;
+        }
+        let start = at;
+        while at < bytes.len() && at - start < CHUNK && !zero(at) {
+            at = (at + PAGE).min(bytes.len());
+        }
+        (start < at).then_some(start..at)
+    })
+}
+
+/// Maps a memory file privately as the guest's RAM: what the guest writes stays its own, and what it does not touch is not read.
+///
+/// # Errors
+/// When the file is too short, or the host has no address space for it.
+pub fn map(from: &File, ranges: &[(GuestAddress, usize)]) -> Result<Memory, SnapshotError> {
+    let total: u64 = ranges.iter().map(|(_, length)| *length as u64).sum();
+    let facts = from.metadata().map_err(io("look at the snapshot's memory file"))?;
+    // A shorter file would end the machine at its first touch of what is missing.
+    if facts.len() < total || !facts.is_file() {
+        return Err(SnapshotError::Other(format!(
+            "its memory file has {} bytes and the machine {total}; give the file that was written with the state",
+            facts.len()
+        )));
+    }
+    let mut offset = 0;
+    let mut regions = Vec::with_capacity(ranges.len());
+    for (start, length) in ranges {
+        let file = from.try_clone().map_err(io("use the snapshot's memory file"))?;
+        let mapped = MmapRegion::build(
+            Some(FileOffset::new(file, offset)),
+            *length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+        );
+        let mapped =
+            mapped.map_err(|error| io("map the snapshot's memory file")(std::io::Error::other(error)))?;
+        let region = GuestRegionMmap::new(mapped, *start);
+        regions.push(region.ok_or_else(|| SnapshotError::Other("memory beyond the address space".into()))?);
+        offset += *length as u64;
+    }
+    Memory::from_regions(regions)
+        .map_err(|error| io("map the snapshot's memory file")(std::io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn memory_comes_back_and_stays_private() {
+        let ranges = [(GuestAddress(0), 64 * PAGE), (GuestAddress(1 << 32), 16 * PAGE)];
+        let memory = Memory::from_ranges(&ranges).unwrap();
+        let places = [(5, 1u8), (4096 * 7 + 9, 2), ((1 << 32) + 4096 * 15 + 4095, 3)];
+        for (at, value) in places {
+            memory.write_obj(value, GuestAddress(at)).unwrap();
+        }
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[9; 100], (90 * PAGE) as u64).unwrap();
+        assert_eq!(write(&memory, &file).unwrap(), 3 * PAGE as u64);
+        assert_eq!(file.metadata().unwrap().len(), 80 * PAGE as u64);
+        let clones = [map(&file, &ranges).unwrap(), map(&file, &ranges).unwrap()];
+        clones[0].write_obj(77u8, GuestAddress(5)).unwrap();
+        for (at, value) in places.into_iter().skip(1) {
+            assert_eq!(clones[0].read_obj::<u8>(GuestAddress(at)).unwrap(), value);
+        }
+        assert_eq!(clones[1].read_obj::<u8>(GuestAddress(5)).unwrap(), 1);
+        file.set_len(79 * PAGE as u64).unwrap();
+        let short = map(&file, &ranges).unwrap_err().to_string();
+        assert!(short.contains("memory file has"), "{short}");
+    }
+
+    proptest! {
+        #[test]
+        fn runs_cover_what_is_not_zero(pages in prop::collection::vec(0u8..3, 0..40)) {
+            let bytes: Vec<u8> = pages.iter().flat_map(|page| {
+                let mut bytes = vec![0; PAGE];
+                if *page > 0 { bytes[usize::from(*page) * 1000] = *page; }
+                bytes
+            }).collect();
+            let mut copy = vec![0; bytes.len()];
+            let mut covered = 0;
+            for run in runs(&bytes) {
+                covered += run.len();
+                copy[run.clone()].copy_from_slice(&bytes[run]);
+            }
+            prop_assert_eq!(&copy, &bytes);
+            prop_assert_eq!(covered, pages.iter().filter(|page| **page > 0).count() * PAGE);
+        }
+    }
+}
