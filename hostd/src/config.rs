@@ -26,6 +26,10 @@ pub struct Config {
     /// The QEMU program, used when KVM cannot be.
     #[serde(default = "qemu")]
     pub qemu: PathBuf,
+    /// Run QEMU also where the kernel gives it no namespaces of its own: a guest that breaks out of it is then on the
+    /// host's network.
+    #[serde(default)]
+    pub qemu_unconfined: bool,
     /// Which hypervisor runs new machines.
     #[serde(default)]
     pub hypervisor: Choice,

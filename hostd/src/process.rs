@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -44,6 +44,8 @@ pub struct Launch<'a> {
     pub inherit: Vec<RawFd>,
     /// User and group id that it gets; `None` keeps root for a program that jails itself.
     pub user: Option<u32>,
+    /// With a user: start it also where it cannot get namespaces of its own.
+    pub unconfined: bool,
     /// Where its standard error goes.
     pub log: File,
     /// The control group that it is put in.
@@ -74,7 +76,9 @@ pub fn launch(launch: Launch<'_>) -> io::Result<Process> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(launch.log);
-    let (inherit, user) = (launch.inherit, launch.user);
+    let (inherit, user, unconfined) = (launch.inherit, launch.user, launch.unconfined);
+    // Says which step failed: a failure before the program runs comes back as a bare error number.
+    let (mut step, step_end) = io::pipe()?;
     // SAFETY: only async-signal-safe system calls, no allocation: the vectors were made before the fork.
     unsafe {
         command.pre_exec(move || {
@@ -95,7 +99,11 @@ pub fn launch(launch: Launch<'_>) -> io::Result<Process> {
             }
             if let Some(user) = user {
                 // A guest's process has its wires as descriptors and needs no other network.
-                libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC);
+                if libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC) < 0 && !unconfined {
+                    let error = io::Error::last_os_error();
+                    let _ = libc::write(step_end.as_raw_fd(), c"n".as_ptr().cast(), 1);
+                    return Err(error);
+                }
                 if libc::setgroups(0, std::ptr::null()) < 0
                     || libc::setresgid(user, user, user) < 0
                     || libc::setresuid(user, user, user) < 0
@@ -106,10 +114,28 @@ pub fn launch(launch: Launch<'_>) -> io::Result<Process> {
             Ok(())
         });
     }
-    let child = command.spawn()?;
+    let spawned = command.spawn();
+    // With it goes the writing end of the pipe.
+    drop(command);
+    let child = match spawned {
+        Ok(child) => child,
+        Err(error) => {
+            let mut failed = Vec::new();
+            step.read_to_end(&mut failed)?;
+            return Err(if failed == b"n" { unconfinable(&error) } else { error });
+        }
+    };
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     // Dropping `child` neither waits nor kills; the pidfd does both from here on.
     Process::open(pid)
+}
+
+fn unconfinable(error: &io::Error) -> io::Error {
+    io::Error::other(format!(
+        "it cannot have network and IPC namespaces of its own ({error}), and without them a guest that breaks out of it \
+         would reach the host's network; give hostd CAP_SYS_ADMIN and the kernel namespaces, or accept that with \
+         qemu_unconfined = true in hostd's configuration"
+    ))
 }
 
 impl Process {
@@ -301,6 +327,7 @@ mod tests {
             server,
             inherit: Vec::new(),
             user: None,
+            unconfined: false,
             log: tempfile::tempfile().unwrap(),
             cgroup: None,
         }
@@ -321,5 +348,41 @@ mod tests {
         assert_eq!(adopted.status().or(process.status()).as_deref(), Some("signal 9"));
         assert!(find(dir.path()).is_empty());
         sweep(dir.path(), ours).await;
+    }
+
+    /// Takes CAP_SYS_ADMIN from this thread and what it starts.
+    fn give_up_namespaces() {
+        const SYS_ADMIN: u32 = 1 << 21;
+        let header = [0x2008_0522u32, 0];
+        let mut sets = [0u32; 6];
+        // SAFETY: both point to what the system call takes: a header of two words, and two triples of words.
+        let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
+        assert_eq!(got, 0);
+        for set in &mut sets[..3] {
+            *set &= !SYS_ADMIN;
+        }
+        // SAFETY: as above.
+        let set = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+        assert_eq!(set, 0);
+    }
+
+    #[test]
+    fn without_namespaces_nothing_runs_unless_that_is_accepted() {
+        let thread = std::thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                give_up_namespaces();
+                let dir = tempfile::tempdir().unwrap();
+                let server = ServerId::new();
+                let guest = || Launch { user: Some(1_880_000_001), ..sleeper(dir.path(), server) };
+                let error = launch(guest()).unwrap_err().to_string();
+                assert!(error.contains("namespaces") && error.contains("qemu_unconfined"), "{error}");
+                assert!(find(dir.path()).is_empty());
+                let process = launch(Launch { unconfined: true, ..guest() }).unwrap();
+                assert_eq!(find(dir.path()).get(&server), Some(&vec![process.pid()]));
+                process.kill().await;
+            });
+        });
+        thread.join().unwrap();
     }
 }

@@ -43,6 +43,8 @@ pub struct Resources {
     pub disks_dir: PathBuf,
     /// Where kernels and initial RAM disks are.
     pub kernels_dir: PathBuf,
+    /// Whether QEMU may run where it cannot be confined.
+    pub qemu_unconfined: bool,
     /// The `vmm` program, which also reads boot entries.
     pub vmm: PathBuf,
 }
@@ -324,6 +326,7 @@ mod tests {
             netd_fd_socket: dir.join("none.sock"),
             disks_dir: dir.to_owned(),
             kernels_dir: dir.to_owned(),
+            qemu_unconfined: false,
             vmm,
         }
     }

@@ -48,6 +48,7 @@ pub fn fleet(config: &Config, chosen: &Chosen) -> Fleet {
         netd_fd_socket: config.netd_fd_socket.clone(),
         disks_dir: config.disks_dir.clone(),
         kernels_dir: config.kernels_dir.clone(),
+        qemu_unconfined: config.qemu_unconfined,
         vmm: config.vmm.clone(),
     };
     Fleet {

@@ -181,6 +181,7 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
         server: seat.id,
         inherit,
         user: None,
+        unconfined: false,
         log,
         cgroup: cgroup.as_ref(),
     })

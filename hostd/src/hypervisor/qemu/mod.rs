@@ -147,6 +147,7 @@ fn spawn(program: &std::path::Path, resources: &Resources, plan: &Plan) -> Resul
         server: seat.id,
         inherit,
         user: Some(seat.uid),
+        unconfined: resources.qemu_unconfined,
         log,
         cgroup: cgroup.as_ref(),
     })
