@@ -1,9 +1,12 @@
 //! The network service: Neutron's contract over the tables of [`tables`], pushed to `netd` by [`push`].
 
 pub mod allocate;
+pub mod first_steps;
+pub mod floatings;
 pub mod groups;
 pub mod inner;
 pub mod input;
+pub mod interfaces;
 pub mod networks;
 pub mod ports;
 pub mod push;

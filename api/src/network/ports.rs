@@ -3,6 +3,7 @@
 use super::allocate::{asked, blank_port, fixed_ips, new_mac};
 use super::groups::default_group;
 use super::input::{Attributes, bad, conflict, ids, invalid, mac, missing, range, text, truth};
+use super::interfaces::check_leg;
 use super::records::{
     Common, Floating, Group, Network, Port, Record, all, by, delete_port, find, save, save_port,
 };
@@ -164,6 +165,7 @@ impl Resource for Port {
             }
             let before = std::mem::take(&mut self.fixed_ips);
             self.fixed_ips = fixed_ips(tx, &network, Some(asked), &before).await?;
+            check_leg(tx, &self, &before).await?;
             for floating in by::<Floating>(tx, "port_id = ?", &self.common.id).await? {
                 let kept = self.fixed_ips.iter().any(|(_, ip)| Some(*ip) == floating.fixed_ip);
                 if !kept {

@@ -2,7 +2,7 @@
 
 use super::records::{Floating, Group, Network, Port, Router, Rule, Subnet};
 use super::resource::{Resource, create, delete, list, show, update};
-use super::{quotas, routers, schema};
+use super::{interfaces, quotas, schema};
 use crate::app::App;
 use api_kit::{Call, Fault, Operation, Outcome, Reply};
 use axum::http::Method;
@@ -146,18 +146,22 @@ pub fn operations() -> Vec<Operation<App>> {
 
 fn interfaces() -> Vec<Operation<App>> {
     vec![
-        Operation::new(Method::PUT, "/v2.0/routers/{id}/add_router_interface", routers::add_interface)
+        Operation::new(Method::PUT, "/v2.0/routers/{id}/add_router_interface", interfaces::add_interface)
             .name("routers:add_interface")
             .summary("Join a router to a subnet")
             .policy("add_router_interface", MEMBER)
             .body(schema::INTERFACE)
             .codes(200, REFUSALS),
-        Operation::new(Method::PUT, "/v2.0/routers/{id}/remove_router_interface", routers::remove_interface)
-            .name("routers:remove_interface")
-            .summary("Part a router from a subnet")
-            .policy("remove_router_interface", MEMBER)
-            .body(schema::INTERFACE)
-            .codes(200, REFUSALS),
+        Operation::new(
+            Method::PUT,
+            "/v2.0/routers/{id}/remove_router_interface",
+            interfaces::remove_interface,
+        )
+        .name("routers:remove_interface")
+        .summary("Part a router from a subnet")
+        .policy("remove_router_interface", MEMBER)
+        .body(schema::INTERFACE)
+        .codes(200, REFUSALS),
     ]
 }
 

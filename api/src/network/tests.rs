@@ -387,6 +387,76 @@ async fn own_ports_do_not_become_part_of_others() {
     assert_eq!(refused(&cloud, "demo", "GET", &format!("ports/{foreign}"), None).await.0, 404);
 }
 
+/// A network that is shared gives its guests' ports away, not its gateway.
+#[tokio::test]
+async fn a_shared_networks_gateway_is_not_for_others_to_take() {
+    let cloud = Cloud::new().await;
+    let (shared, subnet) = net(&cloud, "demo", "a", "10.0.0.0/24").await;
+    let share = Some(json!({"network": {"shared": true}}));
+    ok(&cloud, "admin", "PUT", &format!("networks/{shared}"), share).await;
+    let router = async |token: &str| {
+        let made = ok(&cloud, token, "POST", "routers", Some(json!({"router": {"name": "r"}}))).await;
+        format!("routers/{}/add_router_interface", text(&made["router"]["id"]))
+    };
+    let (theirs, own) = (router("other").await, router("demo").await);
+    let by_subnet = Some(json!({"subnet_id": subnet}));
+    let got = refused(&cloud, "other", "PUT", &theirs, by_subnet.clone()).await;
+    assert_eq!(got, (400, "BadRequest".to_owned()));
+    // A port of their own on it may be a leg: its address is not one that they chose.
+    let port = Some(json!({"port": {"network_id": shared}}));
+    let port = ok(&cloud, "other", "POST", "ports", port).await["port"].clone();
+    assert_ne!(port["fixed_ips"][0]["ip_address"], "10.0.0.1");
+    ok(&cloud, "other", "PUT", &theirs, Some(json!({"port_id": port["id"]}))).await;
+    let leg = ok(&cloud, "demo", "PUT", &own, by_subnet).await;
+    let leg = ok(&cloud, "demo", "GET", &format!("ports/{}", text(&leg["port_id"])), None).await;
+    assert_eq!(leg["port"]["fixed_ips"][0]["ip_address"], "10.0.0.1");
+}
+
+/// What attaching and detaching a leg refuses, changing its addresses refuses too.
+#[tokio::test]
+async fn a_legs_new_addresses_are_checked_as_a_new_legs() {
+    let cloud = Cloud::new().await;
+    let (first, one) = net(&cloud, "demo", "a", "10.0.0.0/24").await;
+    let (_, two) = net(&cloud, "demo", "b", "10.1.0.0/24").await;
+    let (outside, _) = net(&cloud, "demo", "c", "10.2.0.0/24").await;
+    let sub = async |network: &str, cidr: &str| {
+        let body =
+            json!({"subnet": {"network_id": network, "cidr": cidr, "ip_version": 4, "enable_dhcp": false}});
+        text(&ok(&cloud, "demo", "POST", "subnets", Some(body)).await["subnet"]["id"])
+    };
+    // On the first network, but it meets the second's range.
+    let (meets, apart) = (sub(&first, "10.1.0.128/25").await, sub(&first, "10.3.0.0/24").await);
+    let made = ok(&cloud, "demo", "POST", "routers", Some(json!({"router": {"name": "r"}}))).await;
+    let router = format!("routers/{}", text(&made["router"]["id"]));
+    let attach = format!("{router}/add_router_interface");
+    let leg = ok(&cloud, "demo", "PUT", &attach, Some(json!({"subnet_id": one}))).await;
+    ok(&cloud, "demo", "PUT", &attach, Some(json!({"subnet_id": two}))).await;
+    let leg = format!("ports/{}", text(&leg["port_id"]));
+    let to = |ips: Value| Some(json!({"port": {"fixed_ips": ips}}));
+    for ips in [
+        json!([]),
+        json!([{"subnet_id": meets}]),
+        json!([{"subnet_id": one, "ip_address": "10.0.0.1"}, {"subnet_id": meets}]),
+    ] {
+        let got = refused(&cloud, "demo", "PUT", &leg, to(ips.clone())).await;
+        assert_eq!(got, (400, "BadRequest".to_owned()), "{ips}");
+    }
+    // Within its own subnets and to one that meets no other, it may move.
+    let moved = json!([{"subnet_id": one, "ip_address": "10.0.0.200"}, {"subnet_id": apart}]);
+    ok(&cloud, "demo", "PUT", &leg, to(moved)).await;
+    // Not away from where a route goes, though.
+    let routes = json!([{"destination": "10.9.0.0/16", "nexthop": "10.3.0.7"}]);
+    ok(&cloud, "demo", "PUT", &router, Some(json!({"router": {"routes": routes}}))).await;
+    let back = json!([{"subnet_id": one}]);
+    let got = refused(&cloud, "demo", "PUT", &leg, to(back.clone())).await;
+    assert_eq!(got, (409, "RouterInterfaceInUseByRoute".to_owned()));
+    ok(&cloud, "demo", "PUT", &router, Some(json!({"router": {"routes": []}}))).await;
+    ok(&cloud, "demo", "PUT", &leg, to(back)).await;
+    // A port that is nobody's leg has none of these duties.
+    let free = ok(&cloud, "demo", "POST", "ports", Some(json!({"port": {"network_id": outside}}))).await;
+    ok(&cloud, "demo", "PUT", &format!("ports/{}", text(&free["port"]["id"])), to(json!([]))).await;
+}
+
 #[tokio::test]
 async fn contradictions_are_refused_in_upstreams_words() {
     let cloud = Cloud::new().await;
