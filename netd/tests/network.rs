@@ -6,7 +6,7 @@ mod lab;
 use base::rpc::{Allow, Router};
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable};
-use lab::{Lab, Raw, egress, ingress, network, ping, udp, udp_payload};
+use lab::{Lab, Raw, egress, fake_api, ingress, network, ping, udp, udp_payload};
 use netd::engine::Engine;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -210,17 +210,6 @@ async fn metadata_reaches_the_api_with_the_right_server() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&wanted), "{answer}");
 }
 
-/// Answers every request with the server that it is for.
-fn fake_api(lab: &Lab) {
-    let api = Router::new().serve(|call: ReadMetadata| async move {
-        let body = call.server.to_string().into_bytes();
-        Ok(MetadataReply { status: 200, content_type: "text/plain".into(), body })
-    });
-    let socket = lab.dir.path().join("api.sock");
-    let end = base::CancellationToken::new();
-    tokio::spawn(base::rpc::listen(&socket, 0o600, api, Allow::own(), end).unwrap());
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_port_or_an_allowed_pair_reads_no_neighbours_metadata() {
     let mut lab = Lab::new("").await;
@@ -291,6 +280,74 @@ async fn an_open_port_or_an_allowed_pair_reads_no_neighbours_metadata() {
     let from_metadata = |frame: &[u8]| frame[12..14] == [8, 0] && frame[26..30] == [169, 254, 169, 254];
     let frames = watcher.until(from_metadata);
     assert_eq!(frames.last().unwrap()[36..38], 4322u16.to_be_bytes(), "{frames:02x?}");
+}
+
+/// A question for the addresses (1) or the name (12) of a name.
+fn query(name: &str, kind: u16) -> Vec<u8> {
+    let mut text = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        text.push(u8::try_from(label.len()).unwrap());
+        text.extend(label.bytes());
+    }
+    text.push(0);
+    text.extend([kind.to_be_bytes(), 1u16.to_be_bytes()].concat());
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_answered_over_the_wire_and_others_elsewhere() {
+    // What answers for the rest of the world: with its own query's number, and an address of its own.
+    let upstream = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    let more = format!("dns_upstreams = ['{}']\n", upstream.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0u8; 512];
+        while let Ok((length, from)) = upstream.recv_from(&mut buffer) {
+            let mut answer = buffer[..length].to_vec();
+            (answer[2], answer[3], answer[7]) = (0x81, 0x80, 1);
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 7]);
+            let _ = upstream.send_to(&answer, from);
+        }
+    });
+    let mut lab = Lab::new(&more).await;
+    let (id, spec) = network(2, &[egress()]);
+    lab.ensure(id, 1, &spec).await;
+    let guest = lab.guest(&spec.ports[1], "10.0.0.1");
+    let ask = |name: &str, kind: u16| {
+        guest
+            .within(|| {
+                let socket = std::net::UdpSocket::bind(("10.0.0.11", 0))?;
+                socket.connect(("10.0.0.2", 53))?;
+                socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+                socket.send(&query(name, kind))?;
+                let mut buffer = [0u8; 512];
+                let length = socket.recv(&mut buffer)?;
+                Ok(buffer[..length].to_vec())
+            })
+            .unwrap()
+    };
+    let neighbour = ask("guest1.cloud.test", 1);
+    assert_eq!((&neighbour[..2], neighbour[3] & 15, neighbour[7]), (&[0x12, 0x34][..], 0, 1));
+    assert!(neighbour.ends_with(&[0, 4, 10, 0, 0, 12]), "{neighbour:02x?}");
+    let backwards = ask("12.0.0.10.in-addr.arpa", 12);
+    assert!(backwards.ends_with(b"\x06guest1\x05cloud\x04test\0"), "{backwards:02x?}");
+    assert_eq!(ask("nobody.cloud.test", 1)[3] & 15, 3, "there is no such name");
+    let outside = ask("www.example.org", 1);
+    assert!(outside.ends_with(&[192, 0, 2, 7]), "{outside:02x?}");
+    // Without anyone to ask, names outside are refused.
+    lab.kill();
+    let config = lab.dir.path().join("netd.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(&more, "")).unwrap();
+    lab.start().await;
+    // A daemon that just started answers calls before it answers guests.
+    let refused = || {
+        let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ask("www.example.org", 1)));
+        answer.is_ok_and(|answer| answer[3] & 15 == 5)
+    };
+    assert!((0..50).any(|_| refused() || {
+        std::thread::sleep(Duration::from_millis(100));
+        false
+    }));
 }
 
 #[tokio::test]

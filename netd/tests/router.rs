@@ -3,7 +3,7 @@
 
 mod lab;
 
-use lab::{DEADLINE, Lab, egress, fetch, ingress, network};
+use lab::{DEADLINE, Lab, egress, fetch, ingress, network, range_of_our_own};
 use netd::engine::Engine;
 use std::net::Ipv4Addr;
 use std::time::Instant;
@@ -13,12 +13,6 @@ use wire::net::{
     RouterGateway, RouterLeg, RouterSpec, SubnetSpec,
 };
 use wire::{Generation, RefusedKind};
-
-/// A /28 of the documentation range 198.51.100.0/24 and its like, by process: tests run side by side in one root namespace.
-fn public_range(number: u8) -> [u8; 3] {
-    let pid = std::process::id().to_le_bytes();
-    [198, 18 + (number & 1), pid[0].wrapping_add(number).wrapping_mul(31) ^ pid[1]]
-}
 
 struct World {
     public: NetworkId,
@@ -37,7 +31,7 @@ impl World {
 
 /// An external network on this machine, and a router between it and `inside`, whose guest 0 has a floating IP.
 fn world(number: u8, inside: (NetworkId, &mut NetworkSpec)) -> World {
-    let range = public_range(number);
+    let range = range_of_our_own(number);
     let [a, b, c] = range;
     let outside = SubnetId::new();
     let leg = |network: NetworkId, last: u8, address: String| RouterLeg {

@@ -118,13 +118,15 @@ impl Lab {
         let namespace = format!("g{}-{}", self.instance, port.id.short());
         sh(&format!("ip netns add {namespace}"));
         self.namespaces.push(namespace.clone());
+        let [a, b, c, _] = v4(port).octets();
+        let responder = Ipv4Addr::new(a, b, c, 2);
         let place = netd::link::Place::Namespace(namespace.clone());
         netd::link::tap::create(&place, "eth0").unwrap();
         let inner = netd::link::tap::open(&place, "eth0").unwrap();
         sh(&format!(
             "ip -n {namespace} link set lo up; ip -n {namespace} link set eth0 address {} mtu 1400 up; \
              ip -n {namespace} addr add {}/24 dev eth0; ip -n {namespace} route add default via {gateway}; \
-             ip -n {namespace} route add 169.254.169.254/32 via 10.0.0.2",
+             ip -n {namespace} route add 169.254.169.254/32 via {responder}",
             port.mac,
             v4(port)
         ));
@@ -133,17 +135,32 @@ impl Lab {
         Guest { place }
     }
 
+    /// A namespace that stands for a machine outside, joined to this one by a pair of devices; `near` is the end here.
+    pub fn outside(&mut self, near: &str, address: &str) -> Guest {
+        let namespace = format!("o{}", self.instance);
+        sh(&format!(
+            "ip netns add {namespace}; ip link add {near} type veth peer name eth0 netns {namespace}; \
+             ip link set {near} up; ip -n {namespace} link set lo up; ip -n {namespace} link set eth0 up; \
+             ip -n {namespace} addr add {address} dev eth0"
+        ));
+        self.namespaces.push(namespace.clone());
+        Guest { place: netd::link::Place::Namespace(namespace) }
+    }
+
     /// The kernel takes up to a second until a bridge forwards for a tap that was just opened.
     fn wait_for_carrier(&self, port: &PortSpec) {
         let (begin, tap) = (Instant::now(), netd::names::tap("", port.id));
         let namespaces = netd::link::namespace::list().unwrap();
         let own = |name: &&String| name.starts_with(&format!("fs-{}-n-", self.instance));
+        let in_root = netd::names::tap(&self.config().instance.device_prefix(), port.id);
+        let state = |words: &[&str], tap: &str| {
+            let mut command = Command::new("bridge");
+            let output = command.args(words).args(["link", "show", "dev", tap]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
         loop {
-            let mut states = namespaces.iter().filter(own).map(|name| {
-                let output =
-                    Command::new("bridge").args(["-n", name, "link", "show", "dev", &tap]).output().unwrap();
-                String::from_utf8(output.stdout).unwrap()
-            });
+            let states = namespaces.iter().filter(own).map(|name| state(&["-n", name], &tap));
+            let mut states = states.chain([state(&[], &in_root)]);
             if states.any(|state| state.contains("state forwarding")) {
                 return;
             }
@@ -382,6 +399,40 @@ pub fn ingress(protocol: u8, port: u16) -> FilterRule {
         ports: Some((port, Some(port))),
         ..egress()
     }
+}
+
+/// Moves a network from 10.0.0.0/24 to another range and into a provider's bridge.
+pub fn provided(spec: &mut NetworkSpec, label: &str, [a, b, c]: [u8; 3]) {
+    let moved = |address: &mut IpAddr| {
+        if let IpAddr::V4(old) = address {
+            *address = Ipv4Addr::new(a, b, c, old.octets()[3]).into();
+        }
+    };
+    spec.provider = Some(label.to_owned());
+    for subnet in &mut spec.subnets {
+        subnet.cidr = format!("{a}.{b}.{c}.0/24").parse().unwrap();
+        subnet.gateway.iter_mut().for_each(moved);
+    }
+    spec.ports.iter_mut().flat_map(|port| &mut port.addresses).for_each(|(_, address)| moved(address));
+}
+
+/// A range of 198.18.0.0/15, which is for tests between networks, by process: they run side by side in one namespace.
+pub fn range_of_our_own(number: u8) -> [u8; 3] {
+    let pid = std::process::id().to_le_bytes();
+    [198, 18 + (number & 1), pid[0].wrapping_add(number).wrapping_mul(31) ^ pid[1]]
+}
+
+/// Answers metadata requests with the server that they are for.
+pub fn fake_api(lab: &Lab) {
+    use base::rpc::{Allow, Router};
+    use wire::metadata::{MetadataReply, ReadMetadata};
+    let api = Router::new().serve(|call: ReadMetadata| async move {
+        let body = call.server.to_string().into_bytes();
+        Ok(MetadataReply { status: 200, content_type: "text/plain".into(), body })
+    });
+    let socket = lab.dir.path().join("api.sock");
+    let end = base::CancellationToken::new();
+    tokio::spawn(base::rpc::listen(&socket, 0o600, api, Allow::own(), end).unwrap());
 }
 
 /// Echo requests, let in.
