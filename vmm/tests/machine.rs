@@ -10,7 +10,9 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 use wire::MiB;
 use wire::ids::{Mac, PortId};
-use wire::machine::{BlockSize, EndReason, Limits, MachineCall, MachineReply, MachineState, NicLimits};
+use wire::machine::{
+    BalloonConfig, BlockSize, EndReason, Limits, MachineCall, MachineReply, MachineState, NicLimits,
+};
 
 /// First slot of disks.
 const DISK_SLOT: u8 = 10;
@@ -356,6 +358,52 @@ fn a_guest_gets_entropy() {
     let (one, two) = (run(), run());
     assert_eq!((one.len(), &one[..8]), (72, printed(32).as_str()));
     assert_ne!(one[8..], two[8..]);
+}
+
+#[test]
+fn memory_in_the_balloon_goes_back_to_the_host() {
+    if !kvm() {
+        return;
+    }
+    const BALLOON: u32 = 0xc000_0000 + 28 * 0x4000;
+    const PAGES: u32 = 2048;
+    const FIRST: u32 = 0x200_0000;
+    const NUMBERS: u32 = DATA + 0x1_0000;
+    // mov edi, FIRST; mov ecx, PAGES; again: mov byte [edi], 1; add edi, 4096; loop again
+    let mut asm = Asm::new().raw(&[0xbf]).raw(&FIRST.to_le_bytes()).raw(&[0xb9]).raw(&PAGES.to_le_bytes());
+    asm = asm.raw(&[0xc6, 0x07, 0x01, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00, 0xe2, 0xf5]);
+    // mov edi, NUMBERS; mov eax, FIRST / 4096; mov ecx, PAGES; again: stosd; inc eax; loop again
+    asm = asm.raw(&[0xbf]).raw(&NUMBERS.to_le_bytes()).mov_eax(FIRST >> 12);
+    asm = asm.raw(&[0xb9]).raw(&PAGES.to_le_bytes()).raw(&[0xab, 0x40, 0xe2, 0xfc]);
+    // The deflate queue, then the inflate queue and DRIVER_OK.
+    asm = asm.pci_write(28, 0x04, 6).write16(BALLOON + 0x16, 1).write16(BALLOON + 0x18, 8);
+    for (register, address) in [(0x20, 0x5000), (0x28, 0x6000), (0x30, 0x7000)] {
+        asm = asm.write32(BALLOON + register, DATA + address);
+    }
+    asm = start_device(asm.write16(BALLOON + 0x1c, 1), 28, BALLOON).print("touched");
+    asm = asm.until(u32::MAX, |asm| asm.read32(BALLOON + 0x200));
+    asm = asm.write32(DATA, NUMBERS).write32(DATA + 8, PAGES * 4).write32(DATA + 12, 0);
+    asm = asm.write32(DATA + 0x1000, 1 << 16).write16(BALLOON + 0x2000, 0);
+    asm = asm.until(0xffff_0000, |asm| asm.read32(DATA + 0x2000));
+    let mut plan = Plan::new(asm.write32(BALLOON + 0x204, PAGES).print(" given").stop().elf());
+    plan.memory = MiB(64);
+    plan.balloon = Some(BalloonConfig { target: MiB(0), deflate_on_oom: true });
+    let mut guest = Guest::start(plan);
+    guest.wait_console("touched");
+    let resident = |guest: &Guest| {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", guest.machine_pid())).unwrap();
+        text.split_whitespace().nth(1).unwrap().parse::<u32>().unwrap()
+    };
+    let before = resident(&guest);
+    assert!(matches!(guest.call(&MachineCall::Balloon { target: MiB(60) }), MachineReply::Refused(_)));
+    guest.done(&MachineCall::Balloon { target: MiB(8) });
+    guest.wait_console(" given");
+    let after = resident(&guest);
+    assert!(before - after > PAGES - 100, "{before} pages before, {after} after");
+    let MachineReply::Balloon(status) = guest.call(&MachineCall::BalloonStatus) else { panic!("no balloon") };
+    assert_eq!((status.target, status.actual, status.given_back), (8 << 20, 8 << 20, 8 << 20));
+    guest.done(&MachineCall::Stop);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::Stopped);
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub const PROTOCOL: u32 = 2;
 pub const MAX_PACKET: usize = 64 * 1024;
 
 /// Most disks that a machine can have.
-pub const MAX_DISKS: usize = 22;
+pub const MAX_DISKS: usize = 18;
 
 /// Most network interfaces that a machine can have.
 pub const MAX_NICS: usize = 8;
@@ -71,6 +71,9 @@ pub struct MachineConfig {
     /// Goes on from a snapshot instead of booting; vCPUs, memory, disks and interfaces are those that the snapshot has.
     #[serde(default)]
     pub restore: Option<RestoreConfig>,
+    /// A balloon; `None` for a machine without.
+    #[serde(default)]
+    pub balloon: Option<BalloonConfig>,
     /// Who the process becomes. `None` is refused unless the monitor is started with `--no-jail`, which leaves out every wall.
     pub jail: Option<JailConfig>,
 }
@@ -113,6 +116,15 @@ pub struct JailConfig {
     pub uid: u32,
     /// Group id of its own, never 0.
     pub gid: u32,
+}
+
+/// A balloon: how memory comes back from the guest. Its guest also reports pages that it does not use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonConfig {
+    /// What it is to hold from the start.
+    pub target: MiB,
+    /// The guest may take memory out of it before it runs out of memory.
+    pub deflate_on_oom: bool,
 }
 
 /// A rate: a bucket of `burst` tokens that fills with `per_second`.
@@ -283,6 +295,13 @@ pub enum MachineCall {
     /// Writes the machine's state and memory into two empty files, which come along as `SCM_RIGHTS` in this order, opened for
     /// writing. A running machine stands still meanwhile. The files are not synced. Answers [`MachineReply::Snapshot`].
     Snapshot,
+    /// Asks the guest to give up so much memory (0 for none). It goes there in its own time: see [`MachineCall::BalloonStatus`].
+    Balloon {
+        /// What the balloon is to hold.
+        target: MiB,
+    },
+    /// Answers [`MachineReply::Balloon`].
+    BalloonStatus,
     /// Tells the guest that a disk's raw file has grown.
     ResizeDisk {
         /// Which disk.
@@ -300,6 +319,8 @@ pub enum MachineReply {
     Status(MachineStatus),
     /// A snapshot was taken.
     Snapshot(SnapshotTaken),
+    /// The balloon as it is.
+    Balloon(BalloonStatus),
     /// Not done, and why.
     Refused(Refused),
 }
@@ -366,6 +387,42 @@ pub struct NicStatus {
     pub unplugging: bool,
     /// The guest's driver uses it.
     pub driver_ok: bool,
+}
+
+/// How a balloon is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStatus {
+    /// Bytes that it is to hold.
+    pub target: u64,
+    /// Bytes that the guest says it holds: less than the target when the guest needs its memory, or has not got there yet.
+    pub actual: u64,
+    /// Bytes that went back to the host since the start, by the balloon and by reports of free pages; a page counts as often as it goes.
+    pub given_back: u64,
+    /// What the guest said last.
+    pub statistics: BalloonStatistics,
+}
+
+/// What a guest says of its memory. Values are the guest's words, in bytes or events; `None` is not told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStatistics {
+    /// How often statistics came. Asking for [`MachineCall::BalloonStatus`] makes the guest tell newer ones, to be seen by the next.
+    pub updates: u64,
+    /// Swapped in.
+    pub swap_in: Option<u64>,
+    /// Swapped out.
+    pub swap_out: Option<u64>,
+    /// Page faults that needed a device.
+    pub major_faults: Option<u64>,
+    /// Other page faults.
+    pub minor_faults: Option<u64>,
+    /// Memory used for nothing.
+    pub free: Option<u64>,
+    /// All memory.
+    pub total: Option<u64>,
+    /// Memory that new programs could have.
+    pub available: Option<u64>,
+    /// Memory that caches files.
+    pub caches: Option<u64>,
 }
 
 /// How a machine ended.

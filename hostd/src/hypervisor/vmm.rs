@@ -161,6 +161,7 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
         nics: plan.spec.nics.iter().zip(&taps).map(|(nic, tap)| nic_config(nic, tap)).collect(),
         identity: Identity::default(),
         restore: None,
+        balloon: None,
         jail: Some(JailConfig { uid: seat.uid, gid: seat.uid }),
     };
     let config_file = in_memory(&config).map_err(place::trouble("write the machine's configuration"))?;
@@ -290,7 +291,10 @@ impl VmmMachine {
         *place = Some(channel);
         match reply {
             MachineReply::Refused(refused) => Err(refused),
-            MachineReply::Done | MachineReply::Status(_) | MachineReply::Snapshot(_) => Ok(reply),
+            MachineReply::Done
+            | MachineReply::Status(_)
+            | MachineReply::Balloon(_)
+            | MachineReply::Snapshot(_) => Ok(reply),
         }
     }
 
@@ -302,11 +306,14 @@ impl VmmMachine {
         let asked = self.call(&MachineCall::Status { after: None, wait_ms: 0 }, None).await;
         match asked {
             Ok(MachineReply::Status(status)) => Ok(translate(&status)),
-            Ok(MachineReply::Done | MachineReply::Snapshot(_) | MachineReply::Refused(_)) => {
-                Err(Refused::internal(
-                    "the machine monitor answered a question for its status with something else",
-                ))
-            }
+            Ok(
+                MachineReply::Done
+                | MachineReply::Balloon(_)
+                | MachineReply::Snapshot(_)
+                | MachineReply::Refused(_),
+            ) => Err(Refused::internal(
+                "the machine monitor answered a question for its status with something else",
+            )),
             // Its socket closes a moment before its process is gone.
             Err(refused) if refused.kind == RefusedKind::Unavailable => {
                 let gone = tokio::time::timeout(Duration::from_millis(500), self.process.ended()).await;

@@ -5,6 +5,7 @@ use crate::backend::file::DiskFile;
 use crate::backend::tap::Tap;
 use crate::jail::{ThreadKind, confine};
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Blk, BlkConfig};
 use crate::virtio::net::{Net, NetConfig};
 use crate::virtio::rng::Rng;
@@ -12,7 +13,7 @@ use crate::virtio::worker::Confine;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use wire::ids::{Mac, PortId};
-use wire::machine::NicLimits;
+use wire::machine::{BalloonConfig, NicLimits};
 
 /// A device and what it is to the outside.
 pub type Made = (Role, Box<dyn VirtioDevice>);
@@ -28,6 +29,14 @@ fn worker() -> Confine {
 /// When there is no thread for it.
 pub fn entropy() -> Result<Made, PlugError> {
     Ok((Role::Rng, Box::new(Rng::new(worker()))))
+}
+
+/// A balloon.
+#[must_use]
+pub fn balloon(config: BalloonConfig) -> Made {
+    let mut device = Balloon::new(config.deflate_on_oom, worker());
+    device.set_balloon(config.target.bytes().unwrap_or(u64::MAX));
+    (Role::Balloon, Box::new(device))
 }
 
 /// Most queues that a disk has for vCPUs of its machine: beyond, threads cost more than they bring.

@@ -16,12 +16,12 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
-use wire::Refused;
 use wire::ids::PortId;
 use wire::machine::{
     EndReason, Limits, MachineCall, MachineEnd, MachineReply, MachineState, MachineStatus, NicLimits,
     PROTOCOL, SnapshotTaken,
 };
+use wire::{MiB, Refused};
 
 /// Longest wait of a `Status` call.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -321,6 +321,11 @@ impl Driver {
                 Ok(taken) => return self.reply(client, &MachineReply::Snapshot(taken)),
                 Err(refused) => Err(refused),
             },
+            MachineCall::Balloon { target } => self.set_balloon(target),
+            MachineCall::BalloonStatus => match self.machine.slots.balloon() {
+                Some(balloon) => return self.reply(client, &MachineReply::Balloon(balloon)),
+                None => Err(no_balloon()),
+            },
             MachineCall::ResizeDisk { key } => self.resize(&key),
         };
         let reply = match result {
@@ -377,6 +382,12 @@ impl Driver {
         Err(Refused::missing(format!("there is no disk '{key}' in this machine")))
     }
 
+    fn set_balloon(&self, target: MiB) -> Result<(), Refused> {
+        check_balloon(target, self.machine.slots.memory())?;
+        let set = self.machine.slots.set_balloon(target.bytes().unwrap_or(u64::MAX));
+        if set { Ok(()) } else { Err(no_balloon()) }
+    }
+
     fn limit_nic(&self, port: PortId, limits: &NicLimits) -> Result<(), Refused> {
         check_nic(limits)?;
         let slot = self.machine.slots.nic(port);
@@ -396,6 +407,28 @@ impl Driver {
             Some(Err(error)) => Err(Refused::unavailable(format!("cannot look at disk '{key}': {error}"))),
         }
     }
+}
+
+/// Least memory that a balloon leaves to its guest.
+const LEFT: MiB = MiB(16);
+
+/// Checks what a caller wants of a balloon in a machine with so much memory.
+///
+/// # Errors
+/// When too little would be left.
+pub fn check_balloon(target: MiB, memory: MiB) -> Result<(), Refused> {
+    if target.0.saturating_add(LEFT.0) > memory.0 {
+        return Err(Refused::invalid(format!(
+            "a balloon of {} MiB leaves a guest with {} MiB less than {} MiB",
+            target.0, memory.0, LEFT.0
+        ))
+        .remedy("ask for a smaller balloon"));
+    }
+    Ok(())
+}
+
+fn no_balloon() -> Refused {
+    Refused::missing("this machine has no balloon").remedy("start it with one")
 }
 
 /// Checks what a caller says about a network interface.

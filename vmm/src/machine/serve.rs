@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use super::driver::{Driver, check_disk, check_nic};
+use super::driver::{Driver, check_balloon, check_disk, check_nic};
 use super::{BuildError, Origin, Setup, build, devices};
 use crate::console::{ConsoleError, ConsoleLog};
 use crate::control::Server;
@@ -143,6 +143,7 @@ fn serve(
     let plugged = |error| ServeError::Build(BuildError::Device(error));
     let (role, device) = devices::entropy().map_err(plugged)?;
     let mut made = vec![(role, device)];
+    made.extend(config.balloon.map(devices::balloon));
     for nic in &config.nics {
         let taps = std::iter::once(&nic.fd).chain(&nic.more_fds).map(|fd| descriptors.take(*fd));
         let taps = taps.collect::<Result<Vec<_>, _>>()?;
@@ -225,6 +226,10 @@ fn check(config: &MachineConfig) -> Result<(), ServeError> {
         return wrong(format!(
             "{disks} disks and {nics} network interfaces; at most {MAX_DISKS} and {MAX_NICS} fit"
         ));
+    }
+    if let Some(balloon) = &config.balloon {
+        let checked = check_balloon(balloon.target, config.memory);
+        checked.map_err(|refused| ServeError::Config(refused.to_string()))?;
     }
     for nic in &config.nics {
         check_nic(&nic.limits).map_err(|refused| ServeError::Config(refused.to_string()))?;

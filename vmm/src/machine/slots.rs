@@ -12,13 +12,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use wire::MiB;
 use wire::ids::PortId;
-use wire::machine::{DiskStatus, Limits, MAX_DISKS, MAX_NICS, NicStatus};
+use wire::machine::{BalloonStatus, DiskStatus, Limits, MAX_DISKS, MAX_NICS, NicStatus};
 
 const RNG_SLOT: RangeInclusive<u8> = 1..=1;
 const NIC_SLOTS: RangeInclusive<u8> = 2..=9;
-const DISK_SLOTS: RangeInclusive<u8> = 10..=31;
-const _: () = assert!(MAX_NICS == 8 && MAX_DISKS == 22);
+const DISK_SLOTS: RangeInclusive<u8> = 10..=27;
+const BALLOON_SLOT: RangeInclusive<u8> = 28..=28;
+const _: () = assert!(MAX_NICS == 8 && MAX_DISKS == 18);
 
 /// What a device is to the outside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +29,8 @@ const _: () = assert!(MAX_NICS == 8 && MAX_DISKS == 22);
 pub enum Role {
     /// The entropy device.
     Rng,
+    /// The balloon.
+    Balloon,
     /// A disk.
     Disk {
         /// Its name.
@@ -42,6 +47,7 @@ impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rng => f.write_str("entropy device"),
+            Self::Balloon => f.write_str("balloon"),
             Self::Disk { key } => write!(f, "disk '{key}'"),
             Self::Nic { port } => write!(f, "network interface {port}"),
         }
@@ -126,6 +132,7 @@ impl Slots {
     pub fn plug(&mut self, role: Role, device: Box<dyn VirtioDevice>, hot: bool) -> Result<u8, PlugError> {
         let (mut slots, name, taken) = match &role {
             Role::Rng => (RNG_SLOT, role.to_string(), None),
+            Role::Balloon => (BALLOON_SLOT, role.to_string(), None),
             Role::Disk { key } => (DISK_SLOTS, role.to_string(), self.disk(key)),
             Role::Nic { port } => (NIC_SLOTS, role.to_string(), self.nic(*port)),
         };
@@ -261,6 +268,25 @@ impl Slots {
         self.entries.get(&slot).is_some_and(|entry| entry.device().set_limits(limits))
     }
 
+    /// The guest's memory, rounded down.
+    #[must_use]
+    pub fn memory(&self) -> MiB {
+        let bytes: u64 = self.host.memory.iter().map(|region| region.len()).sum();
+        MiB(bytes >> 20)
+    }
+
+    /// Asks the balloon to hold so many bytes. Answers whether there is one.
+    #[must_use]
+    pub fn set_balloon(&self, bytes: u64) -> bool {
+        self.entries.values().any(|entry| entry.device().device().set_balloon(bytes))
+    }
+
+    /// How the balloon is, if there is one.
+    #[must_use]
+    pub fn balloon(&self) -> Option<BalloonStatus> {
+        self.entries.values().find_map(|entry| entry.device().device().balloon())
+    }
+
     /// Disks in slot order.
     #[must_use]
     pub fn disks(&self) -> Vec<DiskStatus> {
@@ -274,7 +300,7 @@ impl Slots {
                     driver_ok: device.driver_ok(),
                 })
             }
-            Role::Rng | Role::Nic { .. } => None,
+            Role::Rng | Role::Balloon | Role::Nic { .. } => None,
         });
         disks.collect()
     }
@@ -287,7 +313,7 @@ impl Slots {
                 let driver_ok = entry.device().driver_ok();
                 Some(NicStatus { port: *port, unplugging: entry.unplugging, driver_ok })
             }
-            Role::Rng | Role::Disk { .. } => None,
+            Role::Rng | Role::Balloon | Role::Disk { .. } => None,
         });
         nics.collect()
     }

@@ -328,9 +328,9 @@ impl VirtioDevice for Blk {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        match state {
-            DeviceState::Blk(state) => Snapshot::restore(self, state),
-            DeviceState::Net(_) | DeviceState::Rng => Err(state.is_not("a disk")),
+        if let DeviceState::Blk(state) = state {
+            return Snapshot::restore(self, state);
         }
+        Err(state.is_not("a disk"))
     }
 }

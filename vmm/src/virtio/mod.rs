@@ -14,6 +14,7 @@
 //! All of these calls come from the machine's driver thread; only configuration space accesses come from vCPU threads,
 //! serialised with them by the transport's lock. Workers never take that lock.
 
+pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod limit;
@@ -30,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
-use wire::machine::Limits;
+use wire::machine::{BalloonStatus, Limits};
 
 /// The guest's memory, as devices see it.
 pub type Memory = vm_memory::GuestMemoryMmap<()>;
@@ -81,6 +82,16 @@ pub trait VirtioDevice: Send {
     /// limited.
     fn set_limits(&mut self, _limits: [Limits; 2]) -> bool {
         false
+    }
+
+    /// Asks the driver of a balloon to hold so many bytes. Answers whether this is one.
+    fn set_balloon(&mut self, _bytes: u64) -> bool {
+        false
+    }
+
+    /// How a balloon is, asking its driver for newer statistics; `None` for other devices.
+    fn balloon(&mut self) -> Option<BalloonStatus> {
+        None
     }
 
     /// What the driver set in the device, besides its queues. Only asked while idle or paused.
@@ -146,6 +157,8 @@ pub struct QueueProgress {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceState {
+    /// A balloon.
+    Balloon(balloon::BalloonState),
     /// A disk.
     Blk(blk::BlkState),
     /// A network interface.
@@ -159,6 +172,7 @@ impl DeviceState {
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Balloon(_) => "a balloon",
             Self::Blk(_) => "a disk",
             Self::Net(_) => "a network interface",
             Self::Rng => "an entropy device",

@@ -262,9 +262,9 @@ impl VirtioDevice for Net {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        match state {
-            DeviceState::Net(state) => Snapshot::restore(self, state),
-            DeviceState::Blk(_) | DeviceState::Rng => Err(state.is_not("a network interface")),
+        if let DeviceState::Net(state) = state {
+            return Snapshot::restore(self, state);
         }
+        Err(state.is_not("a network interface"))
     }
 }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
-    BlockSize, DiskConfig, Identity, JailConfig, Limits, MachineCall, MachineConfig, MachineEnd,
-    MachineReply, MachineStatus, NicConfig, NicLimits, RestoreConfig, SnapshotTaken,
+    BalloonConfig, BlockSize, DiskConfig, Identity, JailConfig, Limits, MachineCall, MachineConfig,
+    MachineEnd, MachineReply, MachineStatus, NicConfig, NicLimits, RestoreConfig, SnapshotTaken,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -50,6 +50,7 @@ pub struct Plan {
     pub jailed: bool,
     /// Whether the monitor is told to do without one.
     pub no_jail: bool,
+    pub balloon: Option<BalloonConfig>,
     /// Whether the host allows new namespaces.
     pub namespaces: bool,
 }
@@ -67,6 +68,7 @@ impl Plan {
             restore: None,
             jailed: true,
             no_jail: false,
+            balloon: None,
             namespaces: true,
         }
     }
@@ -200,6 +202,7 @@ impl Guest {
                 state_fd: give(state.into()),
                 memory_fd: give(memory.into()),
             }),
+            balloon: plan.balloon,
             jail: plan.jailed.then_some(JailConfig { uid, gid: uid }),
         };
         let config = file(&serde_json::to_vec(&config).unwrap());

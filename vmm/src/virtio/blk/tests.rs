@@ -520,14 +520,14 @@ fn limits_hold_and_change_while_it_works() {
     assert_eq!(lab.ring.used(), None);
     assert!(lab.blk.set_limits([Limits::default(); 2]));
     assert_eq!(lab.ring.wait().1, 513);
-    // 200 operations a second: 20 after a burst of one take 95 ms.
+    // 200 operations a second: of 20, one is saved up and one is on credit, and 18 take 5 ms each.
     assert!(lab.blk.set_limits([Limits { bytes: None, operations: rate(200, 1) }; 2]));
     let start = std::time::Instant::now();
     for _ in 0..20 {
         assert_eq!(lab.request(0, 0, &[(DATA, 512, true)]), (OK, 513));
     }
     let took = start.elapsed();
-    assert!(took.as_millis() >= 94, "{took:?}");
+    assert!(took.as_millis() >= 89, "{took:?}");
 }
 
 #[test]

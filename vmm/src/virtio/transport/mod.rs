@@ -188,6 +188,11 @@ impl VirtioPci {
         self.device.refresh_size()
     }
 
+    /// The device behind the transport, for what is said to it from outside of the guest.
+    pub fn device(&mut self) -> &mut dyn VirtioDevice {
+        &mut *self.device
+    }
+
     /// See [`VirtioDevice::set_limits`].
     pub fn set_limits(&mut self, limits: [Limits; 2]) -> bool {
         self.device.set_limits(limits)
