@@ -53,6 +53,8 @@ pub struct Wake {
     pub token_keys: Nudge,
     /// Volumes and snapshots without an owner are collected.
     pub volume: Nudge,
+    /// What servers that are gone left in the database is given back.
+    pub orphans: Nudge,
 }
 
 /// A reconciler of a service.

@@ -1,7 +1,7 @@
 //! The microversions at which something that this service serves changed: each compared once, in a route or a view.
 //!
-//! Versions in between that only touch features which are not served (cells, evacuation, server groups, ...) change nothing
-//! here: their operations answer 404 at every version.
+//! Versions in between that only touch features which are not served (cells, evacuation, ...) change nothing here: their
+//! operations answer 404 at every version.
 
 use api_kit::{Micro, MicroRange};
 
@@ -21,10 +21,16 @@ pub const LOCKED: Micro = Micro(2, 9);
 pub const KEYPAIR_USER: Micro = Micro(2, 10);
 /// `forced_down` in services.
 pub const FORCED_DOWN: Micro = Micro(2, 11);
+/// Server groups name their owner.
+pub const GROUP_OWNER: Micro = Micro(2, 13);
+/// Soft policies of server groups.
+pub const SOFT_POLICIES: Micro = Micro(2, 15);
 /// `host_status` in servers.
 pub const HOST_STATUS: Micro = Micro(2, 16);
 /// Descriptions of servers.
 pub const DESCRIPTION: Micro = Micro(2, 19);
+/// A server's migrations are listed below it.
+pub const SERVER_MIGRATIONS: Micro = Micro(2, 23);
 /// Tags of servers.
 pub const TAGS: Micro = Micro(2, 26);
 /// `cpu_info` of hypervisors is an object rather than text.
@@ -39,6 +45,8 @@ pub const NETWORKS_REQUIRED: Micro = Micro(2, 37);
 pub const STATUS_CHECKED: Micro = Micro(2, 38);
 /// No limit on image metadata any more.
 pub const NO_IMAGE_META: Micro = Micro(2, 39);
+/// Paging of usage.
+pub const USAGE_PAGING: Micro = Micro(2, 40);
 /// `createImage` answers with the id in a body.
 pub const IMAGE_ID_BODY: Micro = Micro(2, 45);
 /// Servers carry their flavor's content.
@@ -55,12 +63,18 @@ pub const FLAVOR_DESCRIPTION: Micro = Micro(2, 55);
 pub const NO_PERSONALITY: Micro = Micro(2, 57);
 /// `updated_at` and paging of actions.
 pub const ACTION_PAGING: Micro = Micro(2, 58);
+/// Paging of migrations.
+pub const MIGRATION_PAGING: Micro = Micro(2, 59);
 /// Extra specs within flavors.
 pub const FLAVOR_SPECS: Micro = Micro(2, 61);
 /// Hosts in action events.
 pub const EVENT_HOST: Micro = Micro(2, 62);
 /// `trusted_image_certificates` in servers.
 pub const CERTIFICATES: Micro = Micro(2, 63);
+/// A server group has one policy, with rules.
+pub const GROUP_RULES: Micro = Micro(2, 64);
+/// `changes-before` in lists.
+pub const CHANGES_BEFORE: Micro = Micro(2, 66);
 /// Tags in volume attachments and interfaces.
 pub const ATTACHMENT_TAGS: Micro = Micro(2, 70);
 /// `server_groups` in a server.

@@ -14,6 +14,7 @@ mod keys;
 mod metadata;
 mod micro;
 mod neighbours;
+mod orphans;
 mod policy;
 mod reconcile;
 mod records;
@@ -53,10 +54,18 @@ pub fn tasks(workers: Workers<App>) -> Workers<App> {
 /// The service's reconcilers.
 #[must_use]
 pub fn reconcilers() -> Vec<Reconciler> {
-    vec![Reconciler {
-        name: "compute-power",
-        every: Duration::from_secs(3),
-        nudge: |wake| &wake.power,
-        settle: |app| Box::pin(async move { reconcile::settle(&app).await }),
-    }]
+    vec![
+        Reconciler {
+            name: "compute-power",
+            every: Duration::from_secs(3),
+            nudge: |wake| &wake.power,
+            settle: |app| Box::pin(async move { reconcile::settle(&app).await }),
+        },
+        Reconciler {
+            name: "compute-orphans",
+            every: Duration::from_secs(60),
+            nudge: |wake| &wake.orphans,
+            settle: |app| Box::pin(async move { orphans::settle(&app).await }),
+        },
+    ]
 }

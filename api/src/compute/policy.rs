@@ -23,4 +23,6 @@ pub const RULES: api_kit::policy::Rules = &[
     ("os_compute_api:os-instance-actions:events", ADMIN),
     ("os_compute_api:os-instance-actions:events:details", ADMIN),
     ("os_compute_api:limits:other_project", ADMIN),
+    ("os_compute_api:os-server-groups:index:all_projects", ADMIN),
+    ("compute:servers:create:requested_destination", ADMIN),
 ];

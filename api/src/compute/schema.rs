@@ -352,6 +352,33 @@ pub const KEYPAIR_2_92: &str = keypair!(
     r#","public_key""#
 );
 
+macro_rules! group_body {
+    ($more:expr, $required:expr) => {
+        concat!(
+            r#"{"type":"object","properties":{"server_group":{"type":"object","properties":{"name":"#,
+            name!(),
+            $more,
+            r#"},"required":["name",""#,
+            $required,
+            r#""],"additionalProperties":false}},"required":["server_group"],"additionalProperties":false}"#
+        )
+    };
+}
+pub const GROUP: &str = group_body!(
+    r#","policies":{"type":"array","items":{"type":"string","enum":["anti-affinity","affinity"]},"minItems":1,"maxItems":1}"#,
+    "policies"
+);
+pub const GROUP_2_15: &str = group_body!(
+    r#","policies":{"type":"array","items":{"type":"string","enum":["anti-affinity","affinity","soft-anti-affinity","soft-affinity"]},"minItems":1,"maxItems":1}"#,
+    "policies"
+);
+pub const GROUP_2_64: &str = group_body!(
+    r#","policy":{"type":"string","enum":["anti-affinity","affinity","soft-anti-affinity","soft-affinity"]},
+"rules":{"type":"object","properties":{"max_server_per_host":{"type":["integer","string"],"pattern":"^[0-9]+$","minimum":1,
+"minLength":1,"maxLength":9}},"additionalProperties":false}"#,
+    "policy"
+);
+
 pub const QUOTA: &str = r#"{"type":"object","properties":{"quota_set":{"type":"object","properties":{"tenant_id":{"type":"string"},
 "force":{}},"patternProperties":{"^[a-z_]+$":{"type":["integer","string","boolean"],"pattern":"^-?[0-9]+$","minimum":-1,
 "maximum":2147483647}},"additionalProperties":false}},"required":["quota_set"],"additionalProperties":false}"#;

@@ -61,7 +61,9 @@ fn act(task: &TaskView) -> Option<Act> {
     Step::deserialize(&task.step).ok()?.act.filter(|_| task.kind == "compute.power-server")
 }
 
-fn task_state(task: &TaskView) -> Option<&'static str> {
+/// `OS-EXT-STS:task_state` while this task works on a server.
+#[must_use]
+pub fn task_state(task: &TaskView) -> Option<&'static str> {
     if task.state != "live" {
         return None;
     }

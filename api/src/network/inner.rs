@@ -359,17 +359,34 @@ async fn let_go(tx: &Tx, mut port: Port) -> Result<(), Fault> {
 /// # Errors
 /// When the store does not answer.
 pub async fn release(app: &App, server: ServerId) -> Result<(), Fault> {
-    let device = &server.to_string();
-    app.store
-        .tx(|tx| async move {
-            for port in ports_of(&tx, device).await? {
-                let_go(&tx, port).await?;
-            }
-            Ok::<_, Fault>(())
-        })
-        .await?;
+    app.store.tx(|tx| async move { release_in(&tx, server).await }).await?;
     app.wake.network.nudge();
     Ok(())
+}
+
+/// [`release`] in the caller's transaction; how many ports it were. Nudge [`crate::app::Wake::network`] after the commit.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn release_in(tx: &Tx, server: ServerId) -> Result<usize, Fault> {
+    let ports = ports_of(tx, &server.to_string()).await?;
+    let count = ports.len();
+    for port in ports {
+        let_go(tx, port).await?;
+    }
+    Ok(count)
+}
+
+/// The servers that have ports.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn servers_with_ports(query: &impl Query) -> Result<Vec<ServerId>, StoreError> {
+    let mut select = Where::new(Port::SELECT);
+    select.and("device_owner = ?", [OWNER.into()]);
+    let ports: Vec<Port> = all(query, select).await?;
+    let servers: std::collections::BTreeSet<ServerId> = ports.iter().filter_map(Port::server).collect();
+    Ok(servers.into_iter().collect())
 }
 
 /// Adds one interface to a server, in the transaction that writes the work on it: either both are there or neither. Nudge

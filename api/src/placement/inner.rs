@@ -4,7 +4,7 @@ use super::records::{self, Inventory, Resources};
 use super::rules::{self, Owner, Refusal, Room};
 use crate::app::App;
 use api_kit::Fault;
-use base::store::{Store, StoreError};
+use base::store::{Query, Store, StoreError, Tx};
 use std::collections::BTreeMap;
 
 /// Memory that stays with the host, in MiB: what nova keeps by default. At most a quarter on small machines.
@@ -82,12 +82,16 @@ pub async fn rooms(store: &Store) -> Result<Vec<Room>, StoreError> {
     rules::rooms(store).await
 }
 
-/// Claims the resources of one provider for a consumer, in one transaction with the check. Repeating it is harmless.
+/// What compute's consumers are called, as upstream calls them.
+pub const INSTANCE: &str = "INSTANCE";
+
+/// Claims the resources of one provider for a consumer, in the caller's transaction with the check. Repeating it is
+/// harmless.
 ///
 /// # Errors
 /// `NoRoom` when they do not fit now.
-pub async fn claim(
-    store: &Store,
+pub async fn claim_in(
+    tx: &Tx,
     consumer: &str,
     owner: Owner<'_>,
     provider: &str,
@@ -95,7 +99,22 @@ pub async fn claim(
 ) -> Result<(), Refusal> {
     let resources: Resources =
         resources.iter().filter(|(_, n)| **n > 0).map(|(class, n)| (class.clone(), *n)).collect();
-    rules::put(store, consumer, owner, &BTreeMap::from([(provider.to_owned(), resources)])).await
+    rules::replace(tx, consumer, owner, &BTreeMap::from([(provider.to_owned(), resources)])).await
+}
+
+/// [`claim_in`] in a transaction of its own.
+///
+/// # Errors
+/// As there.
+pub async fn claim(
+    store: &Store,
+    consumer: &str,
+    owner: Owner<'_>,
+    provider: &str,
+    resources: &Resources,
+) -> Result<(), Refusal> {
+    rules::patient(|| store.tx(|tx| async move { claim_in(&tx, consumer, owner, provider, resources).await }))
+        .await
 }
 
 /// Frees all that a consumer holds. Harmless when it holds nothing.
@@ -103,7 +122,23 @@ pub async fn claim(
 /// # Errors
 /// When the database fails.
 pub async fn release(store: &Store, consumer: &str) -> Result<(), Refusal> {
-    rules::put(store, consumer, Owner { project: "", user: "" }, &BTreeMap::new()).await
+    rules::patient(|| store.tx(|tx| async move { release_in(&tx, consumer).await })).await
+}
+
+/// [`release`] in the caller's transaction.
+///
+/// # Errors
+/// When the database fails.
+pub async fn release_in(tx: &Tx, consumer: &str) -> Result<(), Refusal> {
+    rules::replace(tx, consumer, Owner { project: "", user: "", kind: "" }, &BTreeMap::new()).await
+}
+
+/// Ids of compute's consumers.
+///
+/// # Errors
+/// When the database fails.
+pub async fn instances(query: &impl Query) -> Result<Vec<String>, StoreError> {
+    records::of_kind(query, INSTANCE).await
 }
 
 /// What a consumer holds: ids of its providers.

@@ -32,6 +32,10 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             provider TEXT NOT NULL REFERENCES placement_providers (uuid), aggregate TEXT NOT NULL,
             PRIMARY KEY (provider, aggregate))",
     ],
+}, Migration {
+    version: 2,
+    // What a consumer is, as upstream names it: `INSTANCE` for compute's servers, empty when nobody said.
+    statements: &["ALTER TABLE placement_consumers ADD COLUMN kind TEXT NOT NULL DEFAULT ''"],
 }];
 
 /// A thing that has resources: here always a host.
@@ -303,15 +307,26 @@ pub async fn put_consumer(
     uuid: &str,
     project: &str,
     user: &str,
+    kind: &str,
     now: &str,
 ) -> Result<(), StoreError> {
     tx.exec(
-        "INSERT INTO placement_consumers (uuid, project_id, user_id, created_at) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (uuid) DO UPDATE SET project_id = excluded.project_id, user_id = excluded.user_id",
-        args![uuid, project, user, now],
+        "INSERT INTO placement_consumers (uuid, project_id, user_id, kind, created_at) VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (uuid) DO UPDATE SET project_id = excluded.project_id, user_id = excluded.user_id,
+            kind = CASE WHEN excluded.kind = '' THEN placement_consumers.kind ELSE excluded.kind END",
+        args![uuid, project, user, kind, now],
     )
     .await?;
     Ok(())
+}
+
+/// The consumers of a kind.
+///
+/// # Errors
+/// When the database fails.
+pub async fn of_kind(query: &impl Query, kind: &str) -> Result<Vec<String>, StoreError> {
+    let sql = Sql::from("SELECT uuid FROM placement_consumers WHERE kind = $1");
+    query.rows(sql, args![kind]).await?.iter().map(|row| row.text("uuid")).collect()
 }
 
 /// Writes one allocation.

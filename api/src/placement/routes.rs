@@ -632,7 +632,7 @@ async fn put_allocations(call: Call<App>) -> Outcome {
     }
     // Before 1.8 nobody said whose they are.
     let text = |name| call.inner(name).as_str().unwrap_or("00000000-0000-0000-0000-000000000000");
-    let owner = Owner { project: text("project_id"), user: text("user_id") };
+    let owner = Owner { project: text("project_id"), user: text("user_id"), kind: "" };
     match rules::put(&call.app.store, consumer, owner, &wanted).await {
         Err(refusal @ Refusal::NoProvider(_)) => Err(Fault::bad_request(format!(
             "Allocation for resource provider that does not exist: {refusal}"
@@ -650,7 +650,8 @@ async fn delete_allocations(call: Call<App>) -> Outcome {
         let consumer: String = consumer.chars().take(64).collect();
         return Err(Fault::not_found(format!("No allocations for consumer '{consumer}'")));
     }
-    rules::put(&call.app.store, consumer, Owner { project: "", user: "" }, &BTreeMap::new()).await?;
+    rules::put(&call.app.store, consumer, Owner { project: "", user: "", kind: "" }, &BTreeMap::new())
+        .await?;
     Ok(Reply::empty(204))
 }
 

@@ -184,6 +184,8 @@ pub struct Owner<'a> {
     pub project: &'a str,
     /// User.
     pub user: &'a str,
+    /// What the consumer is; empty when nobody said.
+    pub kind: &'a str,
 }
 
 /// Replaces all that a consumer holds by `wanted` (provider -> resources) in this transaction; an empty `wanted` frees
@@ -214,7 +216,7 @@ pub async fn replace(
         records::delete_consumer(tx, consumer).await?;
         return Ok(());
     }
-    records::put_consumer(tx, consumer, owner.project, owner.user, &now).await?;
+    records::put_consumer(tx, consumer, owner.project, owner.user, owner.kind, &now).await?;
     for (uuid, resources) in wanted {
         let provider =
             records::provider_by_id(tx, uuid).await?.ok_or_else(|| Refusal::NoProvider(uuid.clone()))?;
@@ -234,6 +236,24 @@ pub async fn replace(
     Ok(())
 }
 
+/// Runs a transaction again when many compete.
+///
+/// # Errors
+/// What it refuses; contention that does not end.
+pub async fn patient<T, F, Fut>(mut run: F) -> Result<T, Refusal>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, Refusal>>,
+{
+    for _ in 0..8 {
+        match run().await {
+            Err(Refusal::Store(StoreError::Contended)) => (),
+            other => return other,
+        }
+    }
+    Err(StoreError::Contended.into())
+}
+
 /// [`replace`] in a transaction of its own, patient when many compete.
 ///
 /// # Errors
@@ -244,15 +264,7 @@ pub async fn put(
     owner: Owner<'_>,
     wanted: &BTreeMap<String, Resources>,
 ) -> Result<(), Refusal> {
-    let store = store.clone();
-    for _ in 0..8 {
-        let outcome = store.tx(|tx| async move { replace(&tx, consumer, owner, wanted).await }).await;
-        match outcome {
-            Err(Refusal::Store(StoreError::Contended)) => (),
-            other => return other,
-        }
-    }
-    Err(StoreError::Contended.into())
+    patient(|| store.tx(|tx| async move { replace(&tx, consumer, owner, wanted).await })).await
 }
 
 /// Replaces the inventories of a provider. `known` is the generation that the caller acted upon; `None` overrides.

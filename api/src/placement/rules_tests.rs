@@ -5,7 +5,7 @@ use base::store::Store;
 use base::store::testing::on_both;
 use std::collections::BTreeMap;
 
-const OWNER: Owner<'static> = Owner { project: "p", user: "u" };
+const OWNER: Owner<'static> = Owner { project: "p", user: "u", kind: "" };
 
 fn resources(cpus: i64, memory: i64, disk: i64) -> Resources {
     [("VCPU", cpus), ("MEMORY_MB", memory), ("DISK_GB", disk)].map(|(class, n)| (class.to_owned(), n)).into()

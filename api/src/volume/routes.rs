@@ -2,8 +2,9 @@
 
 use super::{actions, attachments, limits, listing, metadata, misc, rules, schema, snapshots};
 use crate::app::App;
-use api_kit::{Call, Micro, Operation, Outcome};
+use api_kit::{Call, Fault, Micro, Operation, Outcome};
 use axum::http::Method;
+use std::sync::Arc;
 
 const READER: &str = "rule:project_reader_or_admin";
 const MEMBER: &str = "rule:project_member_or_admin";
@@ -27,8 +28,19 @@ where
     F: Fn(Call<App>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Outcome> + Send + 'static,
 {
+    let handler = Arc::new(handler);
+    let checked = move |call: Call<App>| {
+        let handler = handler.clone();
+        async move {
+            // The path names the caller's own project; of another's nothing is said, to administrators neither.
+            if call.caller.project_id.as_deref() != Some(call.path("project_id")) {
+                return Err(Fault::bad_request("Malformed request url"));
+            }
+            handler(call).await
+        }
+    };
     Line(
-        Operation::new(method, path, handler)
+        Operation::new(method, path, checked)
             .name(name)
             .summary(summary)
             .policy(rule, default)

@@ -1,7 +1,7 @@
 use super::inner;
 use crate::app;
 use crate::object::fake::Fake;
-use crate::testing::{Answer, Cloud, DEMO_PROJECT, caller};
+use crate::testing::{ADMIN_PROJECT, Answer, Cloud, DEMO_PROJECT, caller};
 use base::CancellationToken;
 use base::task::{Crash, CrashPoint, Workers};
 use serde_json::{Value, json};
@@ -56,7 +56,8 @@ async fn volume(cloud: &Cloud, gib: u64) -> String {
 }
 
 async fn action(cloud: &Cloud, token: &str, id: &str, body: Value) -> Answer {
-    cloud.call(token, "POST", &at(&format!("/volumes/{id}/action")), Some(body)).await
+    let project = if token == "admin" { ADMIN_PROJECT } else { DEMO_PROJECT };
+    cloud.call(token, "POST", &format!("/volume/v3/{project}/volumes/{id}/action"), Some(body)).await
 }
 
 #[test]
@@ -181,6 +182,7 @@ async fn quotas_and_bad_requests_are_answered_with_reasons() {
     let set = json!({"quota_set": {"volumes": 1, "gigabytes": 5}});
     let path = at(&format!("/os-quota-sets/{DEMO_PROJECT}"));
     assert_eq!(cloud.call("demo", "PUT", &path, Some(set.clone())).await.status, 403);
+    let path = format!("/volume/v3/{ADMIN_PROJECT}/os-quota-sets/{DEMO_PROJECT}");
     assert_eq!(cloud.call("admin", "PUT", &path, Some(set)).await.status, 200);
     let over = create(&cloud, json!({"size": 6})).await;
     assert_eq!(over.status, 413, "{:?}", over.json);
@@ -310,4 +312,39 @@ async fn volume_now(cloud: &Cloud) -> String {
     let id = id(&create(cloud, json!({"size": 1})).await, "volume");
     work(cloud, Arc::default()).await;
     id
+}
+
+#[tokio::test]
+async fn the_path_names_the_callers_project_and_lists_are_filtered_before_they_are_cut() {
+    let (cloud, _fake) = cloud().await;
+    let made = create(&cloud, json!({"size": 1, "name": "a", "metadata": {"k": "v", "other": "x"}})).await;
+    assert_eq!(made.status, 202, "{made:?}");
+    assert_eq!(create(&cloud, json!({"size": 1, "name": "b", "metadata": {"k": "V"}})).await.status, 202);
+    assert_eq!(create(&cloud, json!({"size": 1, "name": "c"})).await.status, 202);
+    let list = async |filter: &str| {
+        let path = at(&format!("/volumes?sort=name:asc&{filter}"));
+        let answer = cloud.call("demo", "GET", &path, None).await;
+        let all = answer.json["volumes"].as_array().unwrap_or_else(|| panic!("{answer:?}")).clone();
+        all.iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    for (filter, wanted) in [
+        ("metadata=%7B%27k%27%3A+%27v%27%7D", "a"),
+        ("metadata=%7B%22k%22%3A%22V%22%7D&limit=1", "b"),
+        ("metadata=%7B%27k%27%3A%27v%27,%27other%27%3A%27y%27%7D", ""),
+        ("availability_zone=mars", ""),
+        ("offset=1&limit=1", "b"),
+        ("limit=1", "a"),
+    ] {
+        assert_eq!(list(filter).await, wanted, "{filter}");
+    }
+    assert_eq!(cloud.call("demo", "GET", &at("/volumes?metadata=k"), None).await.status, 400);
+    // Not for an administrator either, who sees others' volumes by all_tenants under the own project.
+    let id = id(&made, "volume");
+    for token in ["other", "admin"] {
+        let answer = cloud.call(token, "GET", &at(&format!("/volumes/{id}")), None).await;
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert_eq!(answer.json["badRequest"]["message"], "Malformed request url");
+    }
+    let own = format!("/volume/v3/{}/volumes/{id}", ADMIN_PROJECT);
+    assert_eq!(cloud.call("admin", "GET", &own, None).await.status, 200);
 }

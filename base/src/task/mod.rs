@@ -230,6 +230,15 @@ impl Tasks {
         query.rows(sql, args).await?.iter().map(view).collect()
     }
 
+    /// The live tasks whose subject begins so: a plain text without `%` and `_`.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn live_below(query: &impl Query, prefix: &str) -> Result<Vec<TaskView>, StoreError> {
+        let sql = "SELECT * FROM tasks WHERE state IN ('live', 'undoing') AND subject LIKE $1";
+        query.rows(sql, args![format!("{prefix}%")]).await?.iter().map(view).collect()
+    }
+
     /// All tasks of a subject, the newest first, at most 200.
     ///
     /// # Errors

@@ -2,8 +2,10 @@
 
 pub mod attachments;
 pub mod flavors;
+pub mod groups;
 pub mod keypairs;
 pub mod servers;
+pub mod usage;
 
 use base::store::Migration;
 
@@ -32,5 +34,29 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             id TEXT PRIMARY KEY, server_id TEXT NOT NULL REFERENCES compute_servers (id), volume_id TEXT NOT NULL,
             state TEXT NOT NULL, position BIGINT NOT NULL, created_at TEXT NOT NULL, body TEXT NOT NULL)",
         "CREATE UNIQUE INDEX compute_attachments_volume ON compute_attachments (server_id, volume_id)",
+    ],
+}, Migration {
+    version: 2,
+    statements: &[
+        // What lists filter by. `indexed` tells rows that were written before these columns were there.
+        "ALTER TABLE compute_servers ADD COLUMN description TEXT",
+        "ALTER TABLE compute_servers ADD COLUMN hostname TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE compute_servers ADD COLUMN reservation_id TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE compute_servers ADD COLUMN config_drive BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE compute_servers ADD COLUMN tags TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE compute_servers ADD COLUMN group_id TEXT",
+        "ALTER TABLE compute_servers ADD COLUMN indexed BIGINT NOT NULL DEFAULT 0",
+        "CREATE INDEX compute_servers_group ON compute_servers (group_id)",
+        "CREATE INDEX compute_servers_host ON compute_servers (host)",
+        "CREATE TABLE compute_groups (
+            id TEXT PRIMARY KEY, project_id TEXT NOT NULL, user_id TEXT NOT NULL, name TEXT NOT NULL,
+            policy TEXT NOT NULL, per_host BIGINT NOT NULL, created_at TEXT NOT NULL)",
+        "CREATE INDEX compute_groups_project ON compute_groups (project_id, created_at, id)",
+        "CREATE TABLE compute_usage (
+            server_id TEXT PRIMARY KEY, project_id TEXT NOT NULL, name TEXT NOT NULL, flavor TEXT NOT NULL,
+            vcpus BIGINT NOT NULL, memory_mb BIGINT NOT NULL, local_gb BIGINT NOT NULL,
+            started_at TEXT NOT NULL, ended_at TEXT NOT NULL)",
+        "CREATE INDEX compute_usage_project ON compute_usage (project_id, ended_at)",
+        "CREATE INDEX compute_usage_ended ON compute_usage (ended_at)",
     ],
 }];

@@ -1,6 +1,7 @@
 //! Servers: what is wanted of them and what was last seen.
 
 use super::flavors::Flavor;
+use super::usage::{self, Run};
 use base::args;
 use base::store::{Query, Row, Sql, StoreError, Tx, Where};
 use serde::{Deserialize, Serialize};
@@ -143,6 +144,8 @@ pub struct Server {
     pub updated_at: String,
     /// When it first ran.
     pub launched_at: Option<String>,
+    /// Server group; chosen at creation, and none again when the group is deleted.
+    pub group_id: Option<String>,
     /// The rest.
     pub body: Body,
 }
@@ -204,6 +207,29 @@ pub struct Body {
     /// Hypervisor that runs it.
     #[serde(default)]
     pub hypervisor: String,
+    /// Where it may be placed.
+    #[serde(default)]
+    pub hints: Hints,
+    /// IPv4 address that people are told to use; nothing is configured by it.
+    #[serde(default)]
+    pub access_ipv4: Option<std::net::Ipv4Addr>,
+    /// The same in IPv6.
+    #[serde(default)]
+    pub access_ipv6: Option<std::net::Ipv6Addr>,
+}
+
+/// What a request said about the place, beside its server group.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hints {
+    /// Only this host.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// Only hosts of these servers.
+    #[serde(default)]
+    pub same_host: Vec<ServerId>,
+    /// No host of these servers.
+    #[serde(default)]
+    pub different_host: Vec<ServerId>,
 }
 
 /// The image of a server.
@@ -404,6 +430,7 @@ fn read(row: &Row) -> Result<Server, StoreError> {
         created_at: row.text("created_at")?,
         updated_at: row.text("updated_at")?,
         launched_at: row.opt_text("launched_at")?,
+        group_id: row.opt_text("group_id")?,
         body: row.json("body")?,
     })
 }
@@ -440,6 +467,44 @@ pub async fn all(query: &impl Query) -> Result<Vec<Server>, StoreError> {
     find(query, select()).await
 }
 
+/// Ids of all servers.
+///
+/// # Errors
+/// When the database fails.
+pub async fn ids(query: &impl Query) -> Result<Vec<ServerId>, StoreError> {
+    let rows = query.rows(Sql::from("SELECT id FROM compute_servers"), Vec::new()).await?;
+    rows.iter().map(|row| row.parse("id")).collect()
+}
+
+/// Tags as a column has them: each between commas, which no tag holds, so that one is found without its neighbours.
+#[must_use]
+pub fn tag_text(tags: &BTreeSet<String>) -> String {
+    tags.iter().fold(String::new(), |text, tag| format!("{text},{tag},"))
+}
+
+/// Fills the columns of rows that were written before there were such columns, some at a time; how many it were. Their
+/// time of change stays.
+///
+/// # Errors
+/// When the database fails.
+pub async fn index(tx: &Tx) -> Result<usize, StoreError> {
+    let mut select = select();
+    select.and("indexed = 0", []).end("ORDER BY id LIMIT ?", [500.into()]);
+    let rows = find(tx, select).await?;
+    for it in &rows {
+        tx.exec(
+            "UPDATE compute_servers SET description = $1, hostname = $2, reservation_id = $3, config_drive = $4,
+                tags = $5, indexed = 1 WHERE id = $6",
+            args![
+                &it.body.description, &it.body.hostname, &it.body.reservation_id, it.body.config_drive,
+                tag_text(&it.body.tags), it.id
+            ],
+        )
+        .await?;
+    }
+    Ok(rows.len())
+}
+
 /// Writes a server, new or changed, and its time of change.
 ///
 /// # Errors
@@ -449,18 +514,22 @@ pub async fn put(tx: &Tx, it: &Server) -> Result<(), StoreError> {
     tx.exec(
         "INSERT INTO compute_servers (id, project_id, user_id, name, lifecycle, power, observed, generation, reboots,
             reboot_grace, flavor_id, image_id, key_name, host, zone, vcpus, memory_mb, locked, created_at, updated_at,
-            launched_at, body)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
+            launched_at, body, description, hostname, reservation_id, config_drive, tags, group_id, indexed)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
+            $23, $24, $25, $26, $27, $28, 1)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, lifecycle = excluded.lifecycle,
             power = excluded.power, observed = excluded.observed, generation = excluded.generation,
             reboots = excluded.reboots, reboot_grace = excluded.reboot_grace, host = excluded.host,
             locked = excluded.locked, updated_at = excluded.updated_at, launched_at = excluded.launched_at,
-            body = excluded.body",
+            body = excluded.body, description = excluded.description, hostname = excluded.hostname,
+            reservation_id = excluded.reservation_id, config_drive = excluded.config_drive, tags = excluded.tags,
+            indexed = 1",
         args![
             it.id, &it.project_id, &it.user_id, &it.name, it.lifecycle.as_str(), it.power.as_str(),
             it.observed.as_str(), it.generation, it.reboots, it.reboot_grace, &it.body.flavor.id, &it.image_id,
             &it.key_name, &it.host, &it.zone, it.body.flavor.vcpus, it.body.flavor.memory_mb, it.locked,
-            &it.created_at, api_kit::time::now(), &it.launched_at, body
+            &it.created_at, api_kit::time::now(), &it.launched_at, body, &it.body.description, &it.body.hostname,
+            &it.body.reservation_id, it.body.config_drive, tag_text(&it.body.tags), &it.group_id
         ],
     )
     .await?;
@@ -485,11 +554,14 @@ pub async fn change(
     Ok(Some(server))
 }
 
-/// Removes a server with its attachments.
+/// Removes a server with its attachments; what it used stays on record.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn delete(tx: &Tx, id: ServerId) -> Result<(), StoreError> {
+    if let Some(run) = get(tx, id).await?.as_ref().and_then(Run::of) {
+        usage::end(tx, &run, &api_kit::time::now()).await?;
+    }
     tx.exec("DELETE FROM compute_attachments WHERE server_id = $1", args![id]).await?;
     tx.exec("DELETE FROM compute_servers WHERE id = $1", args![id]).await?;
     Ok(())

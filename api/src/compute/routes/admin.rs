@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::compute::metadata::ZONE;
 use crate::compute::policy::{ADMIN, ANYBODY, READER};
+use crate::compute::records::groups;
 use crate::compute::records::servers::{self, Server};
 use crate::compute::{micro, rules, schema};
 use crate::placement;
@@ -149,7 +150,7 @@ async fn limits(call: Call<App>) -> Outcome {
         "maxTotalKeypairs": of("key_pairs"), "maxServerMeta": of("metadata_items"),
         "maxServerGroups": of("server_groups"), "maxServerGroupMembers": of("server_group_members"),
         "totalInstancesUsed": used.instances, "totalCoresUsed": used.cores, "totalRAMUsed": used.ram,
-        "totalServerGroupsUsed": 0,
+        "totalServerGroupsUsed": groups::count(store, &project).await?,
     });
     if call.version < micro::NO_PROXIES {
         absolute["maxSecurityGroups"] = json!(-1);

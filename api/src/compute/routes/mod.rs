@@ -4,8 +4,11 @@ mod actions;
 mod admin;
 mod attachments;
 mod flavors;
+mod groups;
 mod keypairs;
+mod listing;
 mod servers;
+mod usage;
 
 use super::{micro, policy};
 use crate::app::App;
@@ -24,6 +27,8 @@ pub fn service() -> Service<App> {
         .operations(servers::operations())
         .operations(actions::operations())
         .operations(attachments::operations())
+        .operations(groups::operations())
+        .operations(usage::operations())
 }
 
 /// URL of the next page: the same request with this marker.

@@ -1,5 +1,6 @@
 //! Servers: create, list, show, update, delete, and their addresses, metadata and tags.
 
+use super::listing;
 use crate::app::App;
 use crate::compute::neighbours::network;
 use crate::compute::policy::{MEMBER, READER};
@@ -7,71 +8,10 @@ use crate::compute::records::servers::{self, Server};
 use crate::compute::rules::{self, create, no_server, power};
 use crate::compute::view::server as view;
 use crate::compute::{micro, schema};
-use api_kit::list::{Filter, Match, SortKey};
-use api_kit::{Call, Dir, Fault, ListSpec, Operation, Outcome, Reply};
+use api_kit::{Call, Fault, Operation, Outcome, Reply};
 use axum::http::Method;
-use base::store::{Query, Sql, Value as Cell};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-
-/// The list of servers.
-static LIST: ListSpec = ListSpec {
-    table: "compute_servers",
-    key: "id",
-    filters: &[
-        Filter::new("uuid", "id", Match::Text),
-        Filter::new("flavor", "flavor_id", Match::Text),
-        Filter::new("image", "image_id", Match::Text),
-        Filter::new("host", "host", Match::Text),
-        Filter::new("key_name", "key_name", Match::Text),
-        Filter::new("user_id", "user_id", Match::Text),
-        Filter::new("changes-since", "updated_at", Match::Since),
-        Filter::new("locked", "locked", Match::Truth),
-    ],
-    sorts: &[
-        SortKey { name: "created_at", column: "created_at" },
-        SortKey { name: "updated_at", column: "updated_at" },
-        SortKey { name: "launched_at", column: "COALESCE(launched_at, '')" },
-        SortKey { name: "display_name", column: "name" },
-        SortKey { name: "name", column: "name" },
-        SortKey { name: "uuid", column: "id" },
-        SortKey { name: "host", column: "COALESCE(host, '')" },
-        SortKey { name: "instance_type_id", column: "flavor_id" },
-        SortKey { name: "image_ref", column: "COALESCE(image_id, '')" },
-        SortKey { name: "key_name", column: "COALESCE(key_name, '')" },
-        SortKey { name: "project_id", column: "project_id" },
-        SortKey { name: "user_id", column: "user_id" },
-        SortKey { name: "availability_zone", column: "COALESCE(zone, '')" },
-    ],
-    default_sort: &[("created_at", Dir::Desc)],
-    max_limit: 1000,
-    zero_is_all: false,
-};
-
-/// Further parameters that the handlers deal with.
-const HANDLED: &[&str] = &[
-    "name",
-    "status",
-    "all_tenants",
-    "project_id",
-    "tenant_id",
-    "ip",
-    "ip6",
-    "tags",
-    "tags-any",
-    "not-tags",
-    "not-tags-any",
-    "reservation_id",
-    "deleted",
-    "availability_zone",
-    "vm_state",
-    "power_state",
-    "task_state",
-    "changes-before",
-    "config_drive",
-    "description",
-    "hostname",
-];
 
 pub fn operations() -> Vec<Operation<App>> {
     let one = "/v2.1/servers/{server_id}";
@@ -79,15 +19,15 @@ pub fn operations() -> Vec<Operation<App>> {
         Operation::new(Method::GET, "/v2.1/servers", list)
             .name("servers:list")
             .policy("os_compute_api:servers:index", READER)
-            .list(&LIST)
-            .query(HANDLED)
+            .list(&listing::LIST)
+            .query(listing::HANDLED)
             .codes(200, &[400, 401, 403])
             .summary("List servers"),
         Operation::new(Method::GET, "/v2.1/servers/detail", detail)
             .name("servers:detail")
             .policy("os_compute_api:servers:detail", READER)
-            .list(&LIST)
-            .query(HANDLED)
+            .list(&listing::LIST)
+            .query(listing::HANDLED)
             .codes(200, &[400, 401, 403])
             .summary("List servers with details"),
         Operation::new(Method::POST, "/v2.1/servers", create_server)
@@ -221,113 +161,6 @@ fn tag_operations() -> Vec<Operation<App>> {
     ]
 }
 
-/// Ids of those servers that match filters which no column answers: names by pattern, addresses.
-async fn matching(call: &Call<App>, project: Option<&str>) -> Result<Option<Vec<Cell>>, Fault> {
-    let pattern = |name: &str| -> Result<Option<regex::Regex>, Fault> {
-        let Some(text) = call.query.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
-        let built = regex::RegexBuilder::new(text).size_limit(1 << 20).build();
-        built.map(Some).map_err(|_| {
-            let text: String = text.chars().take(64).collect();
-            Fault::bad_request(format!("Invalid filter {name}: '{text}' is not a regular expression"))
-        })
-    };
-    let (name, ip, ip6) = (pattern("name")?, pattern("ip")?, pattern("ip6")?);
-    if name.is_none() && ip.is_none() && ip6.is_none() {
-        return Ok(None);
-    }
-    let sql = "SELECT id, name FROM compute_servers WHERE project_id = $1 OR $2 = 1";
-    let args = base::args![project.unwrap_or_default(), project.is_none()];
-    let mut ids = Vec::new();
-    for row in call.app.store.rows(Sql::from(sql), args).await? {
-        let text = row.text("name")?;
-        if name.as_ref().is_none_or(|name| name.is_match(&text)) {
-            ids.push(row.parse::<wire::ids::ServerId>("id")?);
-        }
-    }
-    if ip.is_some() || ip6.is_some() {
-        let ports = network::of_servers(&call.app, &ids).await?;
-        let has = |id: &wire::ids::ServerId, wanted: &regex::Regex, v6: bool| {
-            ports
-                .get(id)
-                .into_iter()
-                .flatten()
-                .flat_map(|port| &port.addresses)
-                .any(|(address, _)| address.is_ipv6() == v6 && wanted.is_match(&address.to_string()))
-        };
-        ids.retain(|id| {
-            ip.as_ref().is_none_or(|ip| has(id, ip, false)) && ip6.as_ref().is_none_or(|ip| has(id, ip, true))
-        });
-    }
-    Ok(Some(ids.into_iter().map(Cell::from).collect()))
-}
-
-/// The page of servers that was asked for, with the next marker.
-async fn page(call: &Call<App>, all_rule: &str) -> Result<(Vec<Server>, Option<String>), Fault> {
-    let store = &call.app.store;
-    let all = match call.query.get("all_tenants") {
-        Some("") => true,
-        Some(_) => call.query.truth("all_tenants")?.unwrap_or(false),
-        None => false,
-    };
-    let all = all || (call.query.has("project_id") && call.caller.is_admin);
-    let all = all || (call.query.has("tenant_id") && call.caller.is_admin);
-    let project = if all {
-        call.enforce_rule(all_rule, &api_kit::Target::new())?;
-        call.query.get("project_id").or_else(|| call.query.get("tenant_id")).map(str::to_owned)
-    } else {
-        Some(call.project_id()?.to_owned())
-    };
-    call.enforced_by_query();
-    let page = call.list(&LIST, store).await?;
-    let mut select = servers::select();
-    if let Some(project) = &project {
-        select.and("project_id = ?", [project.into()]);
-    }
-    if let Some(ids) = matching(call, project.as_deref()).await? {
-        select.and_in("id", ids);
-    }
-    for status in call.query.all("status") {
-        match status.to_uppercase().as_str() {
-            "ACTIVE" => {
-                select.and("lifecycle IN ('ready', 'deleting') AND observed IN ('running', 'nothing')", [])
-            }
-            "SHUTOFF" => {
-                select.and("lifecycle IN ('ready', 'deleting') AND observed IN ('off', 'crashed')", [])
-            }
-            "PAUSED" => select.and("lifecycle IN ('ready', 'deleting') AND observed = 'paused'", []),
-            "ERROR" => select.and("lifecycle = 'failed'", []),
-            "BUILD" => select.and("lifecycle = 'building'", []),
-            // Upstream's other states do not happen here.
-            "DELETED" | "SOFT_DELETED" | "SUSPENDED" | "RESIZE" | "VERIFY_RESIZE" | "REVERT_RESIZE"
-            | "MIGRATING" | "REBUILD" | "RESCUE" | "SHELVED" | "SHELVED_OFFLOADED" | "PASSWORD"
-            | "REBOOT" | "HARD_REBOOT" | "UNKNOWN" => select.and("1 = 0", []),
-            _ if call.version >= micro::STATUS_CHECKED => {
-                return Err(Fault::bad_request("Invalid status value"));
-            }
-            _ => select.and("1 = 0", []),
-        };
-    }
-    if call.query.truth("deleted")?.unwrap_or(false) {
-        select.and("1 = 0", []);
-    }
-    page.apply(&mut select);
-    let found = servers::find(store, select).await?;
-    let (mut rows, next) = page.finish(found, |row| row.id.to_string());
-    rows.retain(|row| tags_match(call, row));
-    Ok((rows, next))
-}
-
-fn tags_match(call: &Call<App>, row: &Server) -> bool {
-    let given = |name: &str| -> Option<Vec<String>> {
-        call.query.get(name).map(|text| text.split(',').map(str::to_owned).collect())
-    };
-    let has = |tag: &String| row.body.tags.contains(tag);
-    given("tags").is_none_or(|tags| tags.iter().all(has))
-        && given("tags-any").is_none_or(|tags| tags.iter().any(has))
-        && given("not-tags").is_none_or(|tags| !tags.iter().all(has))
-        && given("not-tags-any").is_none_or(|tags| !tags.iter().any(has))
-}
-
 fn listed(call: &Call<App>, all: Vec<Value>, next: Option<String>) -> Reply {
     let mut body = json!({"servers": all});
     if let Some(marker) = next {
@@ -337,24 +170,24 @@ fn listed(call: &Call<App>, all: Vec<Value>, next: Option<String>) -> Reply {
 }
 
 async fn list(call: Call<App>) -> Outcome {
-    let (rows, next) = page(&call, "os_compute_api:servers:index:get_all_tenants").await?;
+    let (rows, next) = listing::page(&call, "os_compute_api:servers:index:get_all_tenants").await?;
     let all = rows.iter().map(|it| view::brief(it, &call.base)).collect();
     Ok(listed(&call, all, next))
 }
 
 async fn detail(call: Call<App>) -> Outcome {
-    let (rows, next) = page(&call, "os_compute_api:servers:detail:get_all_tenants").await?;
+    let (rows, next) = listing::page(&call, "os_compute_api:servers:detail:get_all_tenants").await?;
     let shown = view::gather(&call.app, rows).await?;
     let all = shown.iter().map(|it| view::detail(it, &call)).collect();
     Ok(listed(&call, all, next))
 }
 
 async fn whole(call: &Call<App>, server: Server) -> Result<Value, Fault> {
-    let id = server.id.to_string();
+    let (id, group) = (server.id.to_string(), Vec::from_iter(server.group_id.clone()));
     let shown = view::gather(&call.app, vec![server]).await?;
     let mut body = shown.first().map(|it| view::detail(it, call)).ok_or_else(|| no_server(&id))?;
     if call.version >= micro::SERVER_GROUPS {
-        body["server_groups"] = json!([]);
+        body["server_groups"] = json!(group);
     }
     Ok(json!({"server": body}))
 }
@@ -418,6 +251,13 @@ async fn update(call: Call<App>) -> Outcome {
         }
         if let Some(name) = body["hostname"].as_str() {
             name.clone_into(&mut server.body.hostname);
+        }
+        // Null, like an empty text, takes the address away.
+        if body.get("accessIPv4").is_some() {
+            server.body.access_ipv4 = create::address(body, "accessIPv4")?;
+        }
+        if body.get("accessIPv6").is_some() {
+            server.body.access_ipv6 = create::address(body, "accessIPv6")?;
         }
         Ok(())
     })

@@ -1,6 +1,6 @@
 //! Create: everything that can be known before the 202 is checked before it.
 
-use super::{device_name, ours, quota};
+use super::{device_name, ours, placing, quota};
 use crate::app::App;
 use crate::compute::micro;
 use crate::compute::neighbours::{image, network, volume};
@@ -21,6 +21,8 @@ use wire::ids::ServerId;
 
 /// Longest user data in bytes, encoded.
 const USER_DATA_LIMIT: usize = 65_535;
+/// Most servers of one request: what one transaction writes without keeping others waiting.
+const AT_ONCE: i64 = 1000;
 /// Room of a config drive beyond its user data, in bytes.
 const CONFIG_ROOM: u64 = 4 << 20;
 
@@ -32,7 +34,7 @@ pub struct Created {
     pub reservation_id: String,
 }
 
-fn text<'a>(body: &'a Value, name: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(body: &'a Value, name: &str) -> Option<&'a str> {
     body.get(name).and_then(Value::as_str)
 }
 
@@ -45,6 +47,21 @@ fn truth(value: Option<&Value>) -> bool {
         }
         Some(Value::Null | Value::Number(_) | Value::Array(_) | Value::Object(_)) | None => false,
     }
+}
+
+/// An address that may be null or empty, as clients take it away.
+///
+/// # Errors
+/// 400 when it is no address of this kind.
+pub fn address<T: std::str::FromStr>(body: &Value, name: &str) -> Result<Option<T>, Fault> {
+    let Some(text) = text(body, name).filter(|text| !text.is_empty()) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| {
+        let (text, kind) =
+            (text.chars().take(64).collect::<String>(), name.trim_start_matches("access").to_lowercase());
+        Fault::bad_request(format!(
+            "Invalid input for field/attribute {name}. Value: {text}. '{text}' is not a '{kind}'"
+        ))
+    })
 }
 
 /// An id out of an id or a link that ends in it.
@@ -241,20 +258,6 @@ fn kernel(image: Option<&Image>) -> Option<Kernel> {
     })
 }
 
-fn zone(app: &App, body: &Value) -> Result<Option<String>, Fault> {
-    let Some(asked) = text(body, "availability_zone").filter(|zone| !zone.is_empty()) else {
-        return Ok(None);
-    };
-    let mut parts = asked.split(':');
-    let (zone, host) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let known = zone.is_empty() || zone == crate::compute::metadata::ZONE;
-    let here = host.is_empty() || host == app.config.host_name;
-    if known && here {
-        return Ok(Some(crate::compute::metadata::ZONE.to_owned()));
-    }
-    Err(Fault::bad_request("The requested availability zone is not available"))
-}
-
 fn strings(value: Option<&Value>) -> BTreeMap<String, String> {
     let all = value.and_then(Value::as_object).into_iter().flatten();
     all.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
@@ -377,7 +380,10 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
             "Quota exceeded for metadata_items: Maximum number of metadata items exceeds the limit.",
         ));
     }
-    let zone = zone(app, body)?;
+    let (zone, asked_host) = placing::zone(call, &project).await?;
+    let (group_id, mut hints) = placing::hints(call)?;
+    hints.host = placing::destination(call, &project).await?.or(asked_host);
+    let (access_ipv4, access_ipv6) = (address(body, "accessIPv4")?, address(body, "accessIPv6")?);
     let count = |name: &str, or: i64| match body.get(name) {
         Some(Value::Number(number)) => number.as_i64().unwrap_or(or),
         Some(Value::String(text)) => text.parse().unwrap_or(or),
@@ -387,6 +393,11 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
     let most = count("max_count", least);
     if least > most {
         return Err(Fault::bad_request("min_count must be <= max_count"));
+    }
+    if most > AT_ONCE {
+        return Err(Fault::bad_request(format!(
+            "Invalid input for field/attribute max_count. Value: {most}. {most} is greater than the maximum of {AT_ONCE}: make several requests."
+        )));
     }
     let single = volumes.iter().any(|it| matches!(it.source, VolumeSource::Volume(_)))
         || networks.iter().any(|it| match it {
@@ -460,6 +471,7 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
             created_at: now.clone(),
             updated_at: now,
             launched_at: None,
+            group_id: group_id.clone(),
             body: Body {
                 flavor: flavor.clone(),
                 kernel: kernel(image.as_ref()),
@@ -483,10 +495,13 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
                 locked_reason: None,
                 locked_by_admin: false,
                 hypervisor: String::new(),
+                hints: hints.clone(),
+                access_ipv4,
+                access_ipv6,
             },
         })
     };
-    let rows: Vec<Server> = (0..most.clamp(1, 100)).map(seed).collect::<Result<_, _>>()?;
+    let rows: Vec<Server> = (0..most.max(1)).map(seed).collect::<Result<_, _>>()?;
     let made = insert(app, &project, &rows, least.max(1)).await?;
     app.tasks.wake();
     Ok(Created { servers: made, reservation_id })
@@ -505,27 +520,21 @@ async fn insert(app: &App, project: &str, rows: &[Server], least: i64) -> Result
                 ("cores", used.cores, i64::from(flavor.vcpus)),
                 ("ram", used.ram, i64::from(flavor.memory_mb)),
             ];
+            let limits = api_kit::quota::limits(&tx, "compute", project, super::QUOTAS).await?;
             let mut count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
             for (name, in_use, each) in needs {
-                let fits = |n: i64| {
-                    let tx = tx.clone();
-                    async move {
-                        api_kit::quota::check(
-                            &tx,
-                            "compute",
-                            project,
-                            quota(name),
-                            in_use,
-                            each.saturating_mul(n),
-                        )
-                        .await
-                    }
-                };
-                while count > least && fits(count).await.is_err() {
-                    count -= 1;
+                let limit = limits.get(name).copied().unwrap_or(-1);
+                if limit >= 0 && each > 0 {
+                    count = count.min((limit - in_use).max(0) / each);
                 }
-                fits(count).await?;
             }
+            let count = count.max(least);
+            for (name, in_use, each) in needs {
+                let delta = each.saturating_mul(count);
+                api_kit::quota::check(&tx, "compute", project, quota(name), in_use, delta).await?;
+            }
+            placing::check_group(&tx, project, rows.first().and_then(|row| row.group_id.as_deref()), count)
+                .await?;
             let mut made = Vec::new();
             for row in rows.iter().take(usize::try_from(count).unwrap_or(1)) {
                 servers::put(&tx, row).await?;

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod create;
 pub mod network;
+pub mod placing;
 pub mod power;
 
 use super::neighbours::volume;

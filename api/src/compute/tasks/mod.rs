@@ -45,10 +45,13 @@ pub fn register(workers: Workers<App>) -> Workers<App> {
         .register::<DetachInterface>()
 }
 
+/// How subjects of tasks that change a server as a whole begin.
+pub const SUBJECT: &str = "server:";
+
 /// Subject of tasks that change a server as a whole.
 #[must_use]
 pub fn subject(server: ServerId) -> String {
-    format!("server:{server}")
+    format!("{SUBJECT}{server}")
 }
 
 /// Subject of tasks on one attachment; several of a server may go on at once.

@@ -3,4 +3,5 @@
 mod crash;
 mod flow;
 mod safety;
+mod truth;
 mod world;

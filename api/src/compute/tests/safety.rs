@@ -1,7 +1,7 @@
 //! Nothing is free for others that a server still has, and nothing stays that no server has.
 
 use super::world::World;
-use crate::testing::{Answer, DEMO_PROJECT};
+use crate::testing::{ADMIN_PROJECT, Answer, DEMO_PROJECT};
 use base::store::testing::on_both;
 use base::store::{Query, Sql};
 use base::task::{Job, Next, Stop, Task};
@@ -38,7 +38,7 @@ async fn nobody_frees_a_volume_that_a_server_has_or_is_getting() {
         }
         // Not even a status that an administrator set gives it to another server.
         let reset = json!({"os-reset_status": {"status": "available"}});
-        let action = format!("/volume/v3/{DEMO_PROJECT}/volumes/{volume}/action");
+        let action = format!("/volume/v3/{ADMIN_PROJECT}/volumes/{volume}/action");
         assert_eq!(world.cloud.call("admin", "POST", &action, Some(reset)).await.status, 202);
         let other = world.server().await;
         let body = json!({"volumeAttachment": {"volumeId": volume}});
@@ -109,6 +109,74 @@ async fn an_interface_whose_work_cannot_be_written_takes_no_port() {
         assert_eq!(world.call("DELETE", &format!("/servers/{id}"), None).await.status, 204);
         world.drain().await;
         assert_eq!(world.leftovers(&[]).await, Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_names_a_server_that_is_gone_is_given_back_and_nothing_else() {
+    on_both(|db| async move {
+        let world = World::on(db).await;
+        let (gone, stays) = (world.server().await, world.server().await);
+        let port = json!({"port": {"network_id": world.network}});
+        let made = world.cloud.call("demo", "POST", "/network/v2.0/ports", Some(port)).await;
+        let claimed = made.json["port"]["id"].as_str().unwrap().to_owned();
+        let body = json!({"interfaceAttachment": {"port_id": claimed}});
+        assert_eq!(
+            world.call("POST", &format!("/servers/{gone}/os-interface"), Some(body)).await.status,
+            200
+        );
+        world.drain().await;
+        // A tenant's own words on a port, and somebody's claim by hand, name no server either.
+        let own = json!({"port": {"network_id": world.network, "device_id": wire::ids::ServerId::new(),
+            "device_owner": "compute:nova"}});
+        let own = world.cloud.call("demo", "POST", "/network/v2.0/ports", Some(own)).await;
+        assert_eq!(own.status, 201, "{own:?}");
+        let own = own.json["port"]["id"].as_str().unwrap().to_owned();
+        let app = &world.cloud.app;
+        let host = crate::placement::inner::rooms(&app.store).await.unwrap()[0].provider.uuid.clone();
+        let hand = wire::ids::ServerId::new().to_string();
+        let body =
+            json!({"allocations": {host: {"resources": {"VCPU": 1}}}, "project_id": "p", "user_id": "u"});
+        let headers = [("openstack-api-version", "placement 1.12"), ("content-type", "application/json")];
+        let path = format!("/placement/allocations/{hand}");
+        let put = world.cloud.call_with("admin", "PUT", &path, &headers, body.to_string().into()).await;
+        assert_eq!(put.status, 204, "{put:?}");
+
+        let lost = gone.parse::<wire::ids::ServerId>().unwrap();
+        let forget = |tx: base::store::Tx| async move {
+            tx.exec("DELETE FROM compute_servers WHERE id = $1", base::args![lost]).await
+        };
+        app.store.tx(forget).await.unwrap();
+        let holders = async || {
+            let sql = "SELECT DISTINCT consumer AS id FROM placement_allocations";
+            let rows = app.store.rows(Sql::from(sql), Vec::new()).await.unwrap();
+            let mut all: Vec<String> = rows.iter().map(|row| row.text("id").unwrap()).collect();
+            all.sort();
+            all
+        };
+        let mut wanted = vec![gone.clone(), stays.clone(), hand.clone()];
+        wanted.sort();
+        assert_eq!(holders().await, wanted);
+        for _ in 0..2 {
+            crate::compute::orphans::settle(app).await.unwrap();
+            let mut wanted = vec![stays.clone(), hand.clone()];
+            wanted.sort();
+            assert_eq!(holders().await, wanted);
+            let sql =
+                Sql::from("SELECT device_id AS id FROM network_ports WHERE device_owner = 'compute:nova'");
+            let left = app.store.rows(sql, Vec::new()).await.unwrap();
+            let left: Vec<String> = left.iter().map(|row| row.text("id").unwrap()).collect();
+            assert!(left.len() == 2 && left.contains(&stays) && !left.contains(&gone), "{left:?}");
+        }
+        // A port that was there before the server outlives it, and is free.
+        let free = world.cloud.call("demo", "GET", &format!("/network/v2.0/ports/{claimed}"), None).await;
+        assert_eq!(free.json["port"]["device_id"], "", "{free:?}");
+        assert_eq!(
+            world.cloud.call("demo", "GET", &format!("/network/v2.0/ports/{own}"), None).await.status,
+            200
+        );
+        assert_eq!(world.show(&stays).await["status"], "ACTIVE");
     })
     .await;
 }
