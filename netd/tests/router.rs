@@ -5,8 +5,9 @@ mod lab;
 
 use lab::{DEADLINE, Lab, egress, fetch, ingress, network, range_of_our_own};
 use netd::engine::Engine;
+use std::io::{Read, Write};
 use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wire::ids::{FloatingIpId, Mac, NetworkId, PortId, RouterId, SubnetId};
 use wire::net::{
     EnsureNetwork, EnsureRouter, FloatingSpec, ForgetNetwork, ForgetRouter, NetworkSpec, PortRole, PortSpec,
@@ -92,7 +93,7 @@ const PROVIDER: &str = "[[provider]]\nname = 'public'\nmode = 'host'\n";
 #[tokio::test]
 async fn floating_ips_work_both_ways_and_nothing_else_gets_in() {
     let mut lab = Lab::new(PROVIDER).await;
-    let (id, mut spec) = network(2, &[egress(), ingress(6, 80)]);
+    let (id, mut spec) = network(2, &[egress(), ingress(6, 80), ingress(6, 82)]);
     let mut world = world(1, (id, &mut spec));
     let router = |world: &World, generation: u64| EnsureRouter {
         id: world.router,
@@ -120,7 +121,6 @@ async fn floating_ips_work_both_ways_and_nothing_else_gets_in() {
     let listener = std::net::TcpListener::bind((host, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
-        use std::io::Write;
         while let Ok((mut stream, from)) = listener.accept() {
             let _ = stream.write_all(from.ip().to_string().as_bytes());
         }
@@ -140,10 +140,22 @@ async fn floating_ips_work_both_ways_and_nothing_else_gets_in() {
     lab.start().await;
     assert_eq!(fetch((world.at(20), 80)).unwrap(), format!("one {host}"));
 
-    // The address moves to the other guest.
+    // The address moves to the other guest; what was connected through it is not, any more, in either direction.
+    let held = one.within(|| std::net::TcpListener::bind(("10.0.0.11", 82))).unwrap();
+    let mut caller = std::net::TcpStream::connect((world.at(20), 82)).unwrap();
+    let (mut called, _) = held.accept().unwrap();
+    for end in [&caller, &called] {
+        end.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    }
+    called.write_all(b"x").unwrap();
+    caller.read_exact(&mut [0]).unwrap();
     world.spec.floating[0].fixed = Ipv4Addr::new(10, 0, 0, 12).into();
     lab.client().call(&router(&world, 2)).await.unwrap();
     assert_eq!(fetch((world.at(20), 80)).unwrap(), format!("two {host}"));
+    called.write_all(b"x").unwrap();
+    caller.read_exact(&mut [0]).unwrap_err();
+    caller.write_all(b"x").unwrap();
+    called.read_exact(&mut [0]).unwrap_err();
 
     lab.client().call(&ForgetRouter { id: world.router, generation: Generation(3) }).await.unwrap();
     fetch((world.at(20), 80)).unwrap_err();

@@ -1,5 +1,5 @@
 //! Rules of a router: one-to-one NAT for floating IPs, source NAT for the rest, and no way in from outside but through
-//! a floating IP. The mark 1 stands for "came in through the gateway": after routing, that is no longer visible.
+//! a floating IP, as long as it leads there. The mark 1 stands for "came in through the gateway": after routing, that is no longer visible.
 
 use super::{Table, set};
 use crate::names;
@@ -44,6 +44,7 @@ pub fn table(spec: &RouterSpec) -> Table {
             body += &format!("meta mark != 1 ct status dnat snat to {own}\n");
         }
         body += "}\nchain passing {\ntype filter hook forward priority 0; policy accept;\n";
+        body += &outdated(own, &pairs);
         body += "ct state established,related accept\nct state invalid drop\n";
         body += "ct status dnat accept\n";
         if gateway.snat {
@@ -52,4 +53,22 @@ pub fn table(spec: &RouterSpec) -> Table {
         body += "}\n";
     }
     Table { family: "ip", name: "router".to_owned(), body }
+}
+
+/// What ends connections whose floating IP was taken away or leads elsewhere now: the kernel goes on to translate them as
+/// it did when they began.
+fn outdated(own: Option<Ipv4Addr>, pairs: &[(Ipv4Addr, Ipv4Addr)]) -> String {
+    let not_among = |what: &str, known: Vec<String>| {
+        if known.is_empty() { String::new() } else { format!("{what} != {} ", set(known)) }
+    };
+    let inwards = pairs.iter().map(|(outside, inside)| format!("{outside} . {inside}")).collect();
+    let mut outwards: Vec<String> =
+        pairs.iter().map(|(outside, inside)| format!("{inside} . {outside}")).collect();
+    outwards.sort();
+    let elsewhere = own.map(|own| format!("ct reply ip daddr != {own} ")).unwrap_or_default();
+    format!(
+        "ct status dnat {}drop\nct status snat {elsewhere}{}drop\n",
+        not_among("ct original ip daddr . ct reply ip saddr", inwards),
+        not_among("ct original ip saddr . ct reply ip daddr", outwards)
+    )
 }
