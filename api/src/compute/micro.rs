@@ -47,6 +47,8 @@ pub const STATUS_CHECKED: Micro = Micro(2, 38);
 pub const NO_IMAGE_META: Micro = Micro(2, 39);
 /// Paging of usage.
 pub const USAGE_PAGING: Micro = Micro(2, 40);
+/// Aggregates have a UUID.
+pub const AGGREGATE_UUID: Micro = Micro(2, 41);
 /// `createImage` answers with the id in a body.
 pub const IMAGE_ID_BODY: Micro = Micro(2, 45);
 /// Servers carry their flavor's content.

@@ -352,6 +352,39 @@ pub const KEYPAIR_2_92: &str = keypair!(
     r#","public_key""#
 );
 
+macro_rules! zone {
+    () => {
+        r#""availability_zone":{"type":["string","null"],"minLength":1,"maxLength":255}"#
+    };
+}
+macro_rules! aggregate {
+    ($required:expr) => {
+        concat!(
+            r#"{"type":"object","properties":{"aggregate":{"type":"object","properties":{"name":"#,
+            name!(),
+            ",",
+            zone!(),
+            r#"},"#,
+            $required,
+            r#","additionalProperties":false}},"required":["aggregate"],"additionalProperties":false}"#
+        )
+    };
+}
+pub const AGGREGATE: &str = aggregate!(r#""required":["name"]"#);
+pub const AGGREGATE_UPDATE: &str = aggregate!(r#""minProperties":1"#);
+macro_rules! one_host {
+    () => {
+        r#"{"type":"object","properties":{"host":{"type":"string","minLength":1,"maxLength":255}},"required":["host"],"additionalProperties":false}"#
+    };
+}
+pub const AGGREGATE_ADD: &str = action!("add_host", one_host!());
+pub const AGGREGATE_REMOVE: &str = action!("remove_host", one_host!());
+pub const AGGREGATE_METADATA: &str = action!(
+    "set_metadata",
+    r#"{"type":"object","properties":{"metadata":{"type":"object","patternProperties":{"^[a-zA-Z0-9-_:. ]{1,255}$":
+{"type":["string","null"],"maxLength":255}},"additionalProperties":false}},"required":["metadata"],"additionalProperties":false}"#
+);
+
 macro_rules! group_body {
     ($more:expr, $required:expr) => {
         concat!(

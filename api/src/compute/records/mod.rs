@@ -1,5 +1,6 @@
 //! SQL of compute. Everything above works with the types of these modules, never with rows.
 
+pub mod aggregates;
 pub mod attachments;
 pub mod flavors;
 pub mod groups;
@@ -59,4 +60,14 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
         "CREATE INDEX compute_usage_project ON compute_usage (project_id, ended_at)",
         "CREATE INDEX compute_usage_ended ON compute_usage (ended_at)",
     ],
-}];
+},
+    Migration {
+        version: 3,
+        statements: &[
+        "CREATE TABLE compute_counters (name TEXT PRIMARY KEY, value BIGINT NOT NULL)",
+        "CREATE TABLE compute_aggregates (
+            id BIGINT PRIMARY KEY, uuid TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL,
+            updated_at TEXT, body TEXT NOT NULL)",
+        ],
+    },
+];

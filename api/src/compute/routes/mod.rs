@@ -2,6 +2,7 @@
 
 mod actions;
 mod admin;
+mod aggregates;
 mod attachments;
 mod flavors;
 mod groups;
@@ -27,6 +28,7 @@ pub fn service() -> Service<App> {
         .operations(servers::operations())
         .operations(actions::operations())
         .operations(attachments::operations())
+        .operations(aggregates::operations())
         .operations(groups::operations())
         .operations(usage::operations())
 }

@@ -242,3 +242,47 @@ async fn usage_counts_servers_that_are_gone_too() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aggregates_hold_hosts_that_exist() {
+    on_both(|db| async move {
+        let world = World::on(db).await;
+        let call = async |method: &str, path: &str, body: Value| {
+            let headers = [("openstack-api-version", "compute 2.41"), ("content-type", "application/json")];
+            let body = if body.is_null() { bytes::Bytes::new() } else { body.to_string().into() };
+            let path = format!("/compute/v2.1/os-aggregates{path}");
+            world.cloud.call_with("admin", method, &path, &headers, body).await
+        };
+        let body = json!({"aggregate": {"name": "fast", "availability_zone": "nova"}});
+        let made = call("POST", "", body.clone()).await;
+        assert_eq!((made.status, &made.json["aggregate"]["id"]), (200, &json!(1)), "{made:?}");
+        assert_eq!(call("POST", "", body).await.status, 409);
+        let mars = json!({"aggregate": {"name": "far", "availability_zone": "mars"}});
+        assert_eq!(call("POST", "", mars).await.status, 400);
+        let host = |action: &str, host: &str| json!({action: {"host": host}});
+        for (body, status) in [
+            (host("add_host", "host-2"), 404),
+            (host("remove_host", "host-1"), 404),
+            (host("add_host", "host-1"), 200),
+            (host("add_host", "host-1"), 409),
+            (json!({"set_metadata": {"metadata": {"ssd": "true", "availability_zone": null}}}), 200),
+        ] {
+            assert_eq!(call("POST", "/1/action", body.clone()).await.status, status, "{body}");
+        }
+        let listed = call("GET", "", Value::Null).await;
+        let it = &listed.json["aggregates"][0];
+        assert_eq!((&it["hosts"], &it["metadata"]), (&json!(["host-1"]), &json!({"ssd": "true"})));
+        assert!(it["availability_zone"].is_null() && it["uuid"].is_string(), "{it}");
+        assert_eq!(call("DELETE", "/1", Value::Null).await.status, 400, "it has a host");
+        assert_eq!(call("POST", "/1/action", host("remove_host", "host-1")).await.status, 200);
+        let renamed = call("PUT", "/1", json!({"aggregate": {"name": "quick"}})).await;
+        assert_eq!(renamed.json["aggregate"]["name"], "quick");
+        assert_eq!(call("DELETE", "/1", Value::Null).await.status, 200);
+        assert_eq!(call("GET", "/1", Value::Null).await.status, 404);
+        // A number is never given twice.
+        let made = call("POST", "", json!({"aggregate": {"name": "fast"}})).await;
+        assert_eq!(made.json["aggregate"]["id"], 2);
+        assert_eq!(world.call("GET", "/os-aggregates", None).await.status, 403);
+    })
+    .await;
+}
