@@ -1,7 +1,7 @@
 //! The composition root: what every service works with, and which services there are.
 
 use crate::config::Config;
-use crate::{compute, identity, image, network, object, placement, volume};
+use crate::{cloud, compute, identity, image, network, object, placement, volume};
 use api_kit::{BoxFuture, Fault, Service};
 use base::metrics::Metrics;
 use base::reconcile::Nudge;
@@ -28,6 +28,8 @@ pub struct App {
     pub net: Client,
     /// `blockd`
     pub block: Client,
+    /// Which cloud this is.
+    pub cloud: cloud::Identity,
     /// Token keys and the cache of revocations.
     pub identity: identity::State,
     /// Wakes reconcilers.
@@ -43,6 +45,8 @@ pub struct Wake {
     pub network: Nudge,
     /// Blobs without an owner are collected, images finish.
     pub blobs: Nudge,
+    /// Tells the daemons which cloud this is.
+    pub cloud: Nudge,
     /// Observed power of servers.
     pub power: Nudge,
     /// The host's inventory.
@@ -89,6 +93,7 @@ impl App {
         migrate(&store).await?;
         let tasks = Tasks::open(store.clone()).await?;
         let identity = identity::State::open(&config)?;
+        let cloud = cloud::Identity::open(&store).await?;
         Ok(Arc::new(Self {
             host: Client::new(&config.sockets.host),
             net: Client::new(&config.sockets.net),
@@ -96,6 +101,7 @@ impl App {
             config,
             store,
             tasks,
+            cloud,
             identity,
             wake: Wake::default(),
             metrics: Metrics::default(),
@@ -119,6 +125,7 @@ pub fn services() -> Vec<Service<App>> {
 
 /// Every component's tables.
 pub const COMPONENTS: &[(&str, &[Migration])] = &[
+    ("cloud", cloud::MIGRATIONS),
     ("kit", api_kit::quota::MIGRATIONS),
     ("identity", identity::MIGRATIONS),
     ("image", image::MIGRATIONS),
@@ -152,6 +159,7 @@ pub fn workers(tasks: Tasks) -> Workers<App> {
 #[must_use]
 pub fn reconcilers() -> Vec<Reconciler> {
     let mut all = identity::reconcilers();
+    all.extend(cloud::reconcilers());
     all.extend(image::reconcilers());
     all.extend(object::reconcilers());
     all.extend(volume::reconcilers());

@@ -13,6 +13,7 @@
 pub mod app;
 pub mod bootstrap;
 pub mod claim;
+pub mod cloud;
 pub mod compute;
 pub mod config;
 pub mod identity;

@@ -154,6 +154,7 @@ async fn report(app: &App) -> HealthReport {
     if let Err(error) = alive {
         troubles.push(error.to_string());
     }
+    troubles.extend(app.cloud.troubles());
     let fact = |name: &str, value: String| (name.to_owned(), value);
     HealthReport {
         daemon: "api".to_owned(),
@@ -162,6 +163,7 @@ async fn report(app: &App) -> HealthReport {
         facts: vec![
             fact("https", app.config.listen.to_string()),
             fact("http", app.config.http_listen.map_or_else(|| "off".to_owned(), |at| at.to_string())),
+            fact("cloud", app.cloud.id.to_string()),
             fact("database", app.store.engine_name().to_owned()),
         ],
     }

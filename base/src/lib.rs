@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod fdpass;
 pub mod log;
 pub mod metrics;
+pub mod owner;
 pub mod reconcile;
 pub mod rpc;
 pub mod store;

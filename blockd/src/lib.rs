@@ -11,6 +11,7 @@
 //! disks/ID        writable raw disks
 //! snapshots/ID    read-only reflinks of disks
 //! tmp/            what is being made
+//! owner.json      the cloud that it belongs to
 //! ```
 //!
 //! Bytes that a tenant uploaded are only ever parsed in a child process that can neither open a file nor a socket

@@ -1,9 +1,11 @@
 //! The `blockd` binary: the daemon, its image sandbox, and the pool's mount for a development machine.
 
-use blockd::{config::Config, image::sandbox, mount, server};
+use blockd::{config::Config, image::sandbox, mount, pool, server};
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use wire::Refused;
+use wire::ids::CloudId;
 
 #[derive(Debug, Parser)]
 #[command(name = "blockd", version, about = "Ferrostack's storage daemon")]
@@ -22,6 +24,14 @@ enum Command {
     Convert(sandbox::Arguments),
     /// Makes (when new), grows and mounts the pool on a sparse file.
     PoolMount(mount::MountArguments),
+    /// Gives the pool to a cloud. What that cloud's database does not name is deleted then.
+    Adopt {
+        /// Configuration file of the daemon.
+        #[arg(long)]
+        config: PathBuf,
+        /// The cloud's id, as the API's health report shows it.
+        cloud: CloudId,
+    },
     /// Unmounts the pool and leaves no loop device behind.
     PoolUnmount(mount::UnmountArguments),
 }
@@ -31,6 +41,7 @@ fn main() -> ExitCode {
     match arguments.command {
         Some(Command::Convert(arguments)) => sandbox::main(&arguments),
         Some(Command::PoolMount(arguments)) => said(mount::mount(&arguments)),
+        Some(Command::Adopt { config, cloud }) => said(adopt(&config, cloud)),
         Some(Command::PoolUnmount(arguments)) => said(mount::unmount(&arguments)),
         None => match arguments.config {
             Some(path) => base::daemon::run("blockd", 2, |shutdown| async move {
@@ -45,7 +56,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn said(outcome: Result<(), wire::Refused>) -> ExitCode {
+fn adopt(config: &Path, cloud: CloudId) -> Result<(), Refused> {
+    let config: Config = base::config::load(config).map_err(|error| Refused::invalid(error.to_string()))?;
+    match pool::owner(&config.pool_dir).adopt(cloud)? {
+        Some(before) => println!("blockd: the pool belonged to cloud {before}, and now to {cloud}"),
+        None => println!("blockd: the pool belongs to cloud {cloud}"),
+    }
+    Ok(())
+}
+
+fn said(outcome: Result<(), Refused>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(refused) => {

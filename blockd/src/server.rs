@@ -18,6 +18,7 @@ use wire::block::{
     BlobInfo, DescribeBlob, DiskSource, EnsureBlobFromDisk, EnsureDisk, EnsureRaw, EnsureSnapshot,
     ForgetBlob, ForgetDisk, ForgetSnapshot, InspectImage, ListPool,
 };
+use wire::cloud::Attest;
 use wire::ids::BlobId;
 use wire::{Health, HealthReport, Refused};
 
@@ -65,7 +66,7 @@ pub fn router(daemon: Daemon) -> Router {
         .with_state(daemon.clone());
     let with = move || daemon.clone();
     let (a, b, c, d, e, f) = (with(), with(), with(), with(), with(), with());
-    let (g, h, i, j, k) = (with(), with(), with(), with(), with());
+    let (g, h, i, j, k, l) = (with(), with(), with(), with(), with(), with());
     Router::new()
         .plain(plain)
         .serve(move |_: Health| a.clone().health())
@@ -78,6 +79,9 @@ pub fn router(daemon: Daemon) -> Router {
         .serve(move |call: DescribeBlob| h.clone().describe(call))
         .serve(move |call: ForgetBlob| i.clone().forget_blob(call))
         .serve(move |call: InspectImage| j.clone().inspect(call))
+        .serve(move |call: Attest| {
+            l.clone().blocking(Vec::new(), move |daemon| daemon.pool.owner.attest(call))
+        })
         .serve(move |_: ListPool| {
             let daemon = k.clone();
             async move { daemon.blocking(Vec::new(), |daemon| daemon.pool.list()).await }
@@ -178,7 +182,11 @@ impl Daemon {
 
     async fn forget_disk(self, call: ForgetDisk) -> Result<(), Refused> {
         let held = vec![self.pool.locks.take(call.id).await];
-        self.blocking(held, move |daemon| daemon.pool.remove(&daemon.pool.disk(call.id)).map(drop)).await
+        self.blocking(held, move |daemon| {
+            daemon.pool.owner.permits(&call.by)?;
+            daemon.pool.remove(&daemon.pool.disk(call.id)).map(drop)
+        })
+        .await
     }
 
     async fn ensure_snapshot(self, call: EnsureSnapshot) -> Result<wire::block::DiskInfo, Refused> {
@@ -188,7 +196,11 @@ impl Daemon {
 
     async fn forget_snapshot(self, call: ForgetSnapshot) -> Result<(), Refused> {
         let held = vec![self.pool.locks.take(call.id).await];
-        self.blocking(held, move |daemon| daemon.pool.remove(&daemon.pool.snapshot(call.id)).map(drop)).await
+        self.blocking(held, move |daemon| {
+            daemon.pool.owner.permits(&call.by)?;
+            daemon.pool.remove(&daemon.pool.snapshot(call.id)).map(drop)
+        })
+        .await
     }
 
     async fn ensure_blob(self, call: EnsureBlobFromDisk) -> Result<BlobInfo, Refused> {
@@ -206,7 +218,11 @@ impl Daemon {
 
     async fn forget_blob(self, call: ForgetBlob) -> Result<(), Refused> {
         let held = vec![self.pool.locks.take(call.id).await];
-        self.blocking(held, move |daemon| object::forget(&daemon.pool, call.id)).await
+        self.blocking(held, move |daemon| {
+            daemon.pool.owner.permits(&call.by)?;
+            object::forget(&daemon.pool, call.id)
+        })
+        .await
     }
 
     async fn inspect(self, call: InspectImage) -> Result<wire::block::ImageFacts, Refused> {

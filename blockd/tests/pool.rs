@@ -2,14 +2,15 @@
 
 mod common;
 
-use common::{Daemon, Lab, fill, random};
+use common::{Daemon, Lab, fill, ours, random};
 use std::process::Command;
 use wire::RefusedKind;
 use wire::block::{
     DescribeBlob, DiskSource, EnsureBlobFromDisk, EnsureDisk, EnsureRaw, EnsureSnapshot, ForgetBlob,
     ForgetDisk, ForgetSnapshot, InspectImage, ListPool,
 };
-use wire::ids::{BlobId, DiskId, SnapshotId};
+use wire::cloud::{Attest, Epoch, Ground, Warrant};
+use wire::ids::{BlobId, CloudId, DiskId, SnapshotId};
 
 const MIB: u64 = 1 << 20;
 
@@ -37,7 +38,7 @@ async fn blobs_go_in_and_out_with_digests_and_ranges() {
     assert!(daemon.get(empty, None).await.unwrap() == (200, Vec::new()));
 
     for _ in 0..2 {
-        daemon.client.call(&ForgetBlob { id }).await.unwrap();
+        daemon.client.call(&ForgetBlob { id, by: ours() }).await.unwrap();
     }
     assert_eq!(daemon.get(id, None).await.unwrap_err().kind, RefusedKind::Missing);
     assert_eq!(daemon.client.call(&DescribeBlob { id }).await.unwrap_err().kind, RefusedKind::Missing);
@@ -79,8 +80,8 @@ async fn disks_grow_never_shrink_and_share_blocks_with_their_source() {
     assert_eq!((pool.disks.len(), pool.snapshots, pool.blobs.len()), (2, vec![snapshot], 0));
 
     for _ in 0..2 {
-        daemon.client.call(&ForgetSnapshot { id: snapshot }).await.unwrap();
-        daemon.client.call(&ForgetDisk { id }).await.unwrap();
+        daemon.client.call(&ForgetSnapshot { id: snapshot, by: ours() }).await.unwrap();
+        daemon.client.call(&ForgetDisk { id, by: ours() }).await.unwrap();
     }
     assert!(std::fs::read(&made.path).unwrap() == before, "a copy depends on its source");
     let gone = EnsureSnapshot { id: snapshot, disk: id };
@@ -130,7 +131,7 @@ async fn qcow2_becomes_a_disk_and_a_disk_becomes_qcow2() {
         std::fs::write(&got, daemon.get(export.blob, None).await.unwrap().1).unwrap();
         lab.qemu_img(&["compare", "-f", "raw", "-F", format, disk.path.to_str().unwrap(), &got]);
     }
-    daemon.client.call(&ForgetBlob { id: blob }).await.unwrap();
+    daemon.client.call(&ForgetBlob { id: blob, by: ours() }).await.unwrap();
     assert!(!cached.path.exists(), "the raw form outlived its blob");
 }
 
@@ -303,13 +304,51 @@ async fn a_crash_at_any_step_leaves_all_or_nothing() {
                 (_, Err(refused)) => panic!("{operation} after a crash at {step}: {refused}"),
             }
             for call in [blob, export] {
-                daemon.client.call(&ForgetBlob { id: call }).await.unwrap();
+                daemon.client.call(&ForgetBlob { id: call, by: ours() }).await.unwrap();
             }
             for id in [disk, copy] {
-                daemon.client.call(&ForgetDisk { id }).await.unwrap();
+                daemon.client.call(&ForgetDisk { id, by: ours() }).await.unwrap();
             }
-            daemon.client.call(&ForgetSnapshot { id: snapshot }).await.unwrap();
+            daemon.client.call(&ForgetSnapshot { id: snapshot, by: ours() }).await.unwrap();
         }
         assert!(survived, "{operation} has more steps than the loop");
     }
+}
+
+#[tokio::test]
+async fn things_go_by_the_word_of_their_own_cloud_only() {
+    let lab = Lab::without_mount();
+    let daemon = lab.start_with("allow_copies = true\n").await;
+    let (blob, disk) = (BlobId::new(), DiskId::new());
+    daemon.put(blob, b"bytes".to_vec(), false).await.unwrap();
+    daemon.client.call(&EnsureDisk { id: disk, bytes: MIB, source: DiskSource::Blank }).await.unwrap();
+    let (ours, theirs) = (ours().cloud, CloudId::new());
+    daemon.client.call(&Attest { cloud: ours, epoch: Epoch(8) }).await.unwrap();
+    drop(daemon);
+    let daemon = lab.start_with("allow_copies = true\n").await;
+    for (cloud, ground, kind) in [
+        (theirs, Ground::Asked, RefusedKind::Forbidden),
+        (theirs, Ground::Unknown { epoch: Epoch(9) }, RefusedKind::Forbidden),
+        (ours, Ground::Unknown { epoch: Epoch(7) }, RefusedKind::Stale),
+    ] {
+        let by = Warrant { cloud, ground };
+        let refused = daemon.client.call(&ForgetBlob { id: blob, by }).await.unwrap_err();
+        assert_eq!(refused.kind, kind, "{refused}");
+        assert!(refused.remedy.contains(&format!("blockd adopt --config FILE {cloud}")), "{refused}");
+        assert_eq!(daemon.client.call(&ForgetDisk { id: disk, by }).await.unwrap_err().kind, kind);
+        let snapshot = ForgetSnapshot { id: SnapshotId::new(), by };
+        assert_eq!(daemon.client.call(&snapshot).await.unwrap_err().kind, kind);
+    }
+    let pool = daemon.client.call(&ListPool {}).await.unwrap();
+    assert_eq!((pool.blobs.as_slice(), pool.disks.as_slice()), (&[blob][..], &[disk][..]));
+
+    let adopt = Command::new(env!("CARGO_BIN_EXE_blockd"))
+        .args(["adopt", "--config", &lab.config(), &theirs.to_string()])
+        .output()
+        .unwrap();
+    assert!(adopt.status.success(), "{}", String::from_utf8_lossy(&adopt.stderr));
+    assert!(String::from_utf8_lossy(&adopt.stdout).contains(&ours.to_string()));
+    let by = Warrant { cloud: theirs, ground: Ground::Unknown { epoch: Epoch(1) } };
+    daemon.client.call(&ForgetBlob { id: blob, by }).await.unwrap();
+    assert!(daemon.client.call(&ListPool {}).await.unwrap().blobs.is_empty());
 }

@@ -9,10 +9,13 @@ use crate::resources::Resources;
 use crate::server::Registry;
 use crate::server::driver::Fleet;
 use base::CancellationToken;
+use base::owner::Owner;
 use base::rpc::{Allow, Router};
+use std::path::Path;
 use std::sync::Arc;
+use wire::cloud::Attest;
 use wire::host::{DescribeHost, EnsureServer, ForgetServer, ListServers, PowerNow, ReadConsole, WatchServer};
-use wire::{Health, HealthReport};
+use wire::{Health, HealthReport, Refused};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -65,6 +68,8 @@ pub fn fleet(config: &Config, chosen: &Chosen) -> Fleet {
 #[must_use]
 pub fn router(config: Config, chosen: Chosen, registry: Registry) -> Router {
     let facts = host::facts(&config, &chosen);
+    let owner = Arc::new(owner(&config.state_dir));
+    let attesting = owner.clone();
     let (ensuring, forgetting) = (registry.clone(), registry.clone());
     let (watching, listing, reading) = (registry.clone(), registry.clone(), registry.clone());
     Router::new()
@@ -73,8 +78,15 @@ pub fn router(config: Config, chosen: Chosen, registry: Registry) -> Router {
             async move { registry.ensure(call).await }
         })
         .serve(move |call: ForgetServer| {
-            let registry = forgetting.clone();
-            async move { registry.forget(call).await }
+            let (registry, owner) = (forgetting.clone(), owner.clone());
+            async move {
+                of_file(move || owner.permits(&call.by)).await?;
+                registry.forget(call.id).await
+            }
+        })
+        .serve(move |call: Attest| {
+            let owner = attesting.clone();
+            of_file(move || owner.attest(call))
         })
         .serve(move |call: WatchServer| {
             let registry = watching.clone();
@@ -96,6 +108,16 @@ pub fn router(config: Config, chosen: Chosen, registry: Registry) -> Router {
             let report = health(&chosen, &registry);
             async move { Ok(report) }
         })
+}
+
+/// Whose the servers in this state directory are.
+#[must_use]
+pub fn owner(state_dir: &Path) -> Owner {
+    Owner::new(state_dir.join("owner.json"), "the servers of this host", "hostd --config FILE --adopt")
+}
+
+async fn of_file(work: impl FnOnce() -> Result<(), Refused> + Send + 'static) -> Result<(), Refused> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Refused::internal(error.to_string()))?
 }
 
 fn health(chosen: &Chosen, registry: &Registry) -> HealthReport {

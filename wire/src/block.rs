@@ -4,6 +4,7 @@
 //! (`Range` is honoured); the answer to the `PUT` is a [`BlobInfo`].
 
 use crate::Call;
+use crate::cloud::Warrant;
 use crate::ids::{BlobId, DiskId, SnapshotId};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -84,6 +85,8 @@ impl Call for EnsureRaw {
 pub struct ForgetDisk {
     /// Which disk.
     pub id: DiskId,
+    /// By whose word.
+    pub by: Warrant,
 }
 
 impl Call for ForgetDisk {
@@ -110,6 +113,8 @@ impl Call for EnsureSnapshot {
 pub struct ForgetSnapshot {
     /// Which snapshot.
     pub id: SnapshotId,
+    /// By whose word.
+    pub by: Warrant,
 }
 
 impl Call for ForgetSnapshot {
@@ -163,6 +168,8 @@ impl Call for DescribeBlob {
 pub struct ForgetBlob {
     /// Which blob.
     pub id: BlobId,
+    /// By whose word.
+    pub by: Warrant,
 }
 
 impl Call for ForgetBlob {

@@ -1,5 +1,6 @@
 //! `api` to `hostd`: the guests of one host.
 
+use crate::cloud::Warrant;
 use crate::ids::{Mac, PortId, ServerId};
 use crate::machine::MachineEnd;
 use crate::{Call, Generation, GiB, MiB};
@@ -160,6 +161,8 @@ pub enum PowerNow {
 pub struct ForgetServer {
     /// Which server.
     pub id: ServerId,
+    /// By whose word.
+    pub by: Warrant,
 }
 
 impl Call for ForgetServer {

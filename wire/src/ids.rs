@@ -45,6 +45,8 @@ macro_rules! id {
 }
 
 id! {
+    /// A cloud: one control-plane database and all that it governs.
+    CloudId,
     /// A compute server.
     ServerId,
     /// A network port.

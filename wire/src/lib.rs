@@ -6,6 +6,7 @@
 //! One type per internal operation, used by both ends: see [`Call`].
 
 pub mod block;
+pub mod cloud;
 pub mod fd;
 pub mod host;
 pub mod ids;

@@ -49,8 +49,9 @@ pub async fn settle(app: &App) -> Result<(), Fault> {
     for id in known.keys().filter(|id| !ours.contains(id)) {
         // Read again: it may have been made since.
         if servers::get(&app.store, *id).await?.is_none() {
-            tracing::warn!(server = %id, "the host runs a server that nobody knows; it is ended");
-            app.host.call(&ForgetServer { id: *id }).await?;
+            tracing::warn!(server = %id, "the host runs a server that nobody knows; it is to be ended");
+            let by = app.cloud.unknown(&app.store).await?;
+            trouble = trouble.and(app.host.call(&ForgetServer { id: *id, by }).await.map_err(Fault::from));
         }
     }
     attach::forget_reservations(app, &ago(FORGOTTEN_SECS)).await?;

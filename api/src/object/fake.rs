@@ -3,6 +3,7 @@
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use base::owner::Mark;
 use base::rpc::{Router, refuse};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use wire::block::{
     BlobInfo, DiskInfo, DiskSource, EnsureBlobFromDisk, EnsureDisk, EnsureSnapshot, ForgetBlob, ForgetDisk,
     ForgetSnapshot, ImageFacts, InspectImage, ListPool, Pool,
 };
+use wire::cloud::{Attest, Warrant};
 use wire::ids::{BlobId, DiskId, SnapshotId};
 
 /// What the daemon holds.
@@ -21,11 +23,18 @@ pub(crate) struct Held {
     pub blobs: BTreeMap<BlobId, Bytes>,
     pub disks: BTreeMap<DiskId, u64>,
     pub snapshots: BTreeMap<SnapshotId, DiskId>,
+    pub mark: Option<Mark>,
 }
 
 /// The daemon. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Fake(Arc<Mutex<Held>>);
+
+impl Held {
+    fn permits(&mut self, by: &Warrant) -> Result<(), Refused> {
+        Mark::permits(self.mark, by).map(|mark| self.mark = Some(mark))
+    }
+}
 
 /// A digest that is good enough to tell contents apart.
 fn digest(bytes: &[u8]) -> String {
@@ -53,7 +62,7 @@ impl Fake {
             .with_state(self.clone());
         let on = || self.clone();
         let (a, b, c, d) = (on(), on(), on(), on());
-        let (e, f, g, h) = (on(), on(), on(), on());
+        let (e, f, g, h, i) = (on(), on(), on(), on(), on());
         Router::new()
             .plain(plain)
             .serve(move |call: EnsureDisk| {
@@ -61,8 +70,9 @@ impl Fake {
                 async move { outcome }
             })
             .serve(move |call: ForgetDisk| {
-                b.with(|held| held.disks.remove(&call.id));
-                async { Ok(()) }
+                let outcome =
+                    b.with(|held| held.permits(&call.by).map(|()| { held.disks.remove(&call.id); }));
+                async move { outcome }
             })
             .serve(move |call: EnsureSnapshot| {
                 let outcome = c.with(|held| {
@@ -74,12 +84,14 @@ impl Fake {
                 async move { outcome }
             })
             .serve(move |call: ForgetSnapshot| {
-                d.with(|held| held.snapshots.remove(&call.id));
-                async { Ok(()) }
+                let outcome =
+                    d.with(|held| held.permits(&call.by).map(|()| { held.snapshots.remove(&call.id); }));
+                async move { outcome }
             })
             .serve(move |call: ForgetBlob| {
-                e.with(|held| held.blobs.remove(&call.id));
-                async { Ok(()) }
+                let outcome =
+                    e.with(|held| held.permits(&call.by).map(|()| drop(held.blobs.remove(&call.id))));
+                async move { outcome }
             })
             .serve(move |call: InspectImage| {
                 let outcome = f.with(|held| inspect(held, &call));
@@ -93,6 +105,10 @@ impl Fake {
                     ..Pool::default()
                 });
                 async move { Ok(pool) }
+            })
+            .serve(move |call: Attest| {
+                let outcome = i.with(|held| Mark::heard(held.mark, call).map(|mark| held.mark = Some(mark)));
+                async move { outcome }
             })
             .serve(move |call: EnsureBlobFromDisk| {
                 let outcome = h.with(|held| {

@@ -33,7 +33,7 @@ pub async fn collect(app: &App) -> Result<(), Fault> {
                 .await?
                 .is_some();
             if !used {
-                app.block.call(&ForgetBlob { id: blob }).await?;
+                app.block.call(&ForgetBlob { id: blob, by: app.cloud.asked() }).await?;
             }
             app.store
                 .tx(|tx| async move { tx.exec("DELETE FROM object_dead WHERE blob = $1", args![blob]).await })
@@ -67,9 +67,10 @@ pub async fn scan(app: &App) -> Result<(), Fault> {
     let named = rows.iter().map(|row| row.text("blob")).collect::<Result<HashSet<_>, _>>()?;
     let lost: Vec<BlobId> =
         pool.blobs.into_iter().filter(|blob| !named.contains(&blob.to_string())).collect();
+    let by = app.cloud.unknown(&app.store).await?;
     for blob in lost {
         tracing::info!(%blob, "removing a blob that nobody names");
-        app.block.call(&ForgetBlob { id: blob }).await?;
+        app.block.call(&ForgetBlob { id: blob, by }).await?;
     }
     Ok(())
 }

@@ -68,7 +68,9 @@ impl Task for CreateVolume {
 
     async fn undo(&self, app: &App, _job: &Job) -> Result<(), Stop> {
         match self {
-            Self::Make { volume, .. } => Ok(app.block.call(&ForgetDisk { id: disk(volume)? }).await?),
+            Self::Make { volume, .. } => {
+                Ok(app.block.call(&ForgetDisk { id: disk(volume)?, by: app.cloud.asked() }).await?)
+            }
             Self::Ready { .. } => Ok(()),
         }
     }
@@ -100,7 +102,7 @@ impl Task for DeleteVolume {
     async fn run(&self, app: &App, _job: &Job) -> Result<Next<Self>, Stop> {
         match self {
             Self::Forget { volume } => {
-                app.block.call(&ForgetDisk { id: disk(volume)? }).await?;
+                app.block.call(&ForgetDisk { id: disk(volume)?, by: app.cloud.asked() }).await?;
                 Ok(Next::Step(Self::Remove { volume: volume.clone() }))
             }
             Self::Remove { volume } => {
@@ -218,7 +220,7 @@ impl Task for CreateSnapshot {
 
     async fn undo(&self, app: &App, _job: &Job) -> Result<(), Stop> {
         let Self::Take { snapshot: id, .. } = self;
-        Ok(app.block.call(&ForgetSnapshot { id: snapshot(id)? }).await?)
+        Ok(app.block.call(&ForgetSnapshot { id: snapshot(id)?, by: app.cloud.asked() }).await?)
     }
 
     async fn failed(&self, app: &App, _job: &Job, why: &str) -> Result<(), Stop> {
@@ -243,7 +245,7 @@ impl Task for DeleteSnapshot {
 
     async fn run(&self, app: &App, _job: &Job) -> Result<Next<Self>, Stop> {
         let Self::Forget { snapshot: id } = self;
-        app.block.call(&ForgetSnapshot { id: snapshot(id)? }).await?;
+        app.block.call(&ForgetSnapshot { id: snapshot(id)?, by: app.cloud.asked() }).await?;
         app.store.tx(|tx| async move { records::delete_snapshot(&tx, id).await }).await?;
         Ok(Next::Done)
     }

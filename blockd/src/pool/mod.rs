@@ -8,6 +8,7 @@ pub use making::Making;
 
 use crate::config::{Config, Limits};
 use crate::sys;
+use base::owner::Owner;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -31,6 +32,8 @@ pub struct Pool {
     pub limits: Limits,
     /// Whether `FICLONE` works here.
     pub reflinks: bool,
+    /// Which cloud it belongs to.
+    pub owner: Owner,
     /// One operation at a time on each thing.
     pub locks: Locks,
     /// Bounds the processor time that conversions and digest runs take together.
@@ -76,6 +79,7 @@ impl Pool {
             ));
         }
         Ok(Self {
+            owner: owner(&dir),
             dir,
             limits: config.limits,
             reflinks,
@@ -241,6 +245,12 @@ impl Pool {
     fn ids<T: FromStr>(&self, dir: &Path) -> Result<Vec<T>, Refused> {
         Ok(self.names(dir)?.iter().filter_map(|name| name.parse().ok()).collect())
     }
+}
+
+/// Whose the pool in this directory is.
+#[must_use]
+pub fn owner(dir: &Path) -> Owner {
+    Owner::new(dir.join("owner.json"), "this storage pool", "blockd adopt --config FILE")
 }
 
 fn probe_reflinks(dir: &Path) -> io::Result<bool> {

@@ -14,10 +14,16 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use wire::block::BlobInfo;
-use wire::ids::BlobId;
+use wire::cloud::{Ground, Warrant};
+use wire::ids::{BlobId, CloudId};
 use wire::{Health, Refused};
 
 const BLOCKD: &str = env!("CARGO_BIN_EXE_blockd");
+
+/// The word of the cloud that the tests play.
+pub fn ours() -> Warrant {
+    Warrant { cloud: CloudId(uuid::Uuid::from_u128(1)), ground: Ground::Asked }
+}
 
 /// A directory with a mounted pool.
 pub struct Lab {
@@ -55,6 +61,11 @@ impl Lab {
         let base =
             if name.starts_with("tmp-") { self.dir.path().to_owned() } else { self.dir.path().join("pool") };
         base.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The daemon's configuration file, once it was started.
+    pub fn config(&self) -> String {
+        self.dir.path().join("blockd.toml").to_str().unwrap().to_owned()
     }
 
     pub fn qemu_img(&self, arguments: &[&str]) {
@@ -97,7 +108,7 @@ impl Lab {
     }
 
     fn command(&self, more: &str, crash: Option<u32>) -> Command {
-        let config = self.dir.path().join("blockd.toml");
+        let config = self.config();
         let run = self.dir.path().display();
         let text = format!(
             "pool_dir = '{run}/pool'\nrun_dir = '{run}'\n{more}[limits]\nreserve_bytes = 33554432\nconversion_secs = 30\n"

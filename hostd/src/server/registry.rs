@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::task::TaskTracker;
-use wire::host::{EnsureServer, ForgetServer, Observed, WatchServer};
+use wire::host::{EnsureServer, Observed, WatchServer};
 use wire::ids::ServerId;
 use wire::{Generation, Refused};
 
@@ -182,21 +182,21 @@ impl Registry {
         }
     }
 
-    /// Ends a server and returns when nothing of it is left.
+    /// Ends a server and returns when nothing of it is left. That the caller may say so was checked before.
     ///
     /// # Errors
     /// `Unavailable` when that takes long: ask again. `NoSpace` when the wish cannot be kept.
-    pub async fn forget(&self, call: ForgetServer) -> Result<(), Refused> {
+    pub async fn forget(&self, id: ServerId) -> Result<(), Refused> {
         let mut observed = {
-            let place = self.locked(call.id).await;
+            let place = self.locked(id).await;
             let Some(seated) = place.as_ref() else {
-                self.leave(call.id, place);
+                self.leave(id, place);
                 return Ok(());
             };
             let wanted = Wanted { forget: true, ..seated.wanted.borrow().clone() };
             // Once kept, its file may be gone at any moment.
             if *seated.wanted.borrow() != wanted {
-                self.0.keep(call.id, wanted.clone()).await?;
+                self.0.keep(id, wanted.clone()).await?;
                 fault::point("kept the wish to forget");
                 seated.wanted.send_replace(wanted);
             }
@@ -206,10 +206,10 @@ impl Registry {
         let gone = async { while observed.changed().await.is_ok() {} };
         let in_time = tokio::time::timeout(FORGET_WAIT, gone).await.is_ok();
         // Its end may also be the daemon's.
-        if in_time && self.watching(call.id).is_none() {
+        if in_time && self.watching(id).is_none() {
             return Ok(());
         }
-        Err(Refused::unavailable(format!("server {} is still being removed", call.id)).remedy("ask again"))
+        Err(Refused::unavailable(format!("server {} is still being removed", id)).remedy("ask again"))
     }
 
     /// Tells how a server is, once it settled a generation or the wait is over.

@@ -1,7 +1,7 @@
 //! `hostd` is killed at every step of a story, once each, and the story must end the same.
 
 use crate::guest::{Manner, kernel};
-use crate::lab::{Lab, next, server};
+use crate::lab::{Lab, next, ours, server};
 use std::time::{Duration, Instant};
 use wire::host::{EnsureServer, ForgetServer, Observed, Power, PowerNow, Reboots};
 use wire::{Call, Refused, RefusedKind};
@@ -75,7 +75,7 @@ async fn a_whole_life_survives_a_kill_at_every_step() {
         assert_eq!((now.power, now.reboots), (PowerNow::Running, 2));
         let off = next(&soft, |call| call.power = Power::Off { grace_secs: 20 });
         assert_eq!(wish(lab, &off).await.power, PowerNow::Off);
-        persist(lab, &ForgetServer { id: first.id }).await;
+        persist(lab, &ForgetServer { id: first.id, by: ours() }).await;
     })
     .await;
     println!("{kills} kills");
@@ -93,7 +93,7 @@ async fn a_real_guest_is_never_doubled_or_lost_by_a_kill() {
         let now = wish(lab, &first).await;
         assert_eq!(now.power, PowerNow::Running);
         assert_eq!(lab.processes().len(), 1, "{}", lab.log());
-        persist(lab, &ForgetServer { id: first.id }).await;
+        persist(lab, &ForgetServer { id: first.id, by: ours() }).await;
     })
     .await;
     println!("{kills} kills");

@@ -7,12 +7,18 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use wire::cloud::{Ground, Warrant};
 use wire::fd::{FdReply, FdRequest};
 use wire::host::{
     Boot, DiskSpec, EnsureServer, ForgetServer, NicSpec, Observed, Power, Reboots, ServerSpec, WatchServer,
 };
 use wire::ids::{PortId, ServerId};
 use wire::{Generation, MiB, Refused};
+
+/// The word of the cloud that the tests play.
+pub fn ours() -> Warrant {
+    Warrant { cloud: "11111111-2222-4333-8444-555555555555".parse().unwrap(), ground: Ground::Asked }
+}
 
 /// What `hostd` may do in an installation.
 const CAPABILITIES: &str = "+sys_admin,+setuid,+setgid,+kill,+chown,+fowner,+dac_override,+sys_chroot,+net_admin,+sys_resource,+mknod,+setpcap";
@@ -148,7 +154,7 @@ impl Lab {
 
     pub async fn forget(&self, id: ServerId) {
         self.client
-            .call(&ForgetServer { id })
+            .call(&ForgetServer { id, by: ours() })
             .await
             .unwrap_or_else(|refused| panic!("{refused}\n{}", self.log()));
     }

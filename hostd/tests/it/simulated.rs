@@ -1,9 +1,10 @@
 //! Stories of the driver and its requests, without guests.
 
-use crate::lab::{Lab, next, server};
+use crate::lab::{Lab, next, ours, server};
 use wire::RefusedKind;
-use wire::host::{DescribeHost, ListServers, Power, PowerNow, ReadConsole, WatchServer};
-use wire::ids::ServerId;
+use wire::cloud::{Attest, Epoch, Ground, Warrant};
+use wire::host::{DescribeHost, ForgetServer, ListServers, Power, PowerNow, ReadConsole, WatchServer};
+use wire::ids::{CloudId, ServerId};
 use wire::{GiB, MiB};
 
 #[tokio::test]
@@ -91,4 +92,41 @@ fn a_configuration_that_cannot_work_ends_with_one_plain_line() {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("guest_uid_first is 5"), "{said}");
+}
+
+#[tokio::test]
+async fn servers_end_by_the_word_of_their_own_cloud_only() {
+    let mut lab = Lab::new("simulated", "");
+    lab.up().await;
+    let call = server(&lab.dir.path().join("none"), vec![lab.disk("root")], Vec::new());
+    let id = call.id;
+    lab.ensure(&call).await.unwrap();
+    let (ours, theirs) = (ours().cloud, CloudId::new());
+    lab.client.call(&Attest { cloud: ours, epoch: Epoch(8) }).await.unwrap();
+    lab.kill();
+    lab.up().await;
+    let forget = async |cloud, ground| {
+        lab.client
+            .call(&ForgetServer { id, by: Warrant { cloud, ground } })
+            .await
+            .map_err(|refused| refused.kind)
+    };
+    assert_eq!(forget(theirs, Ground::Asked).await, Err(RefusedKind::Forbidden));
+    assert_eq!(forget(theirs, Ground::Unknown { epoch: Epoch(9) }).await, Err(RefusedKind::Forbidden));
+    assert_eq!(forget(ours, Ground::Unknown { epoch: Epoch(7) }).await, Err(RefusedKind::Stale));
+    assert_eq!(lab.client.call(&ListServers {}).await.unwrap().len(), 1, "it still runs");
+
+    let adopt = |cloud: CloudId| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_hostd"))
+            .arg("--config")
+            .arg(lab.dir.path().join("hostd.toml"))
+            .args(["--adopt", &cloud.to_string()])
+            .output()
+            .unwrap()
+    };
+    let said = adopt(theirs);
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    assert!(String::from_utf8_lossy(&said.stdout).contains(&ours.to_string()));
+    forget(theirs, Ground::Unknown { epoch: Epoch(1) }).await.unwrap();
+    assert!(lab.client.call(&ListServers {}).await.unwrap().is_empty());
 }

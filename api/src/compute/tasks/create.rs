@@ -298,7 +298,9 @@ impl Task for CreateServer {
         let server = self.server();
         match self {
             Self::Finish { .. } | Self::Wire { .. } => Ok(()),
-            Self::Start { .. } => Ok(app.host.call(&ForgetServer { id: server }).await?),
+            Self::Start { .. } => {
+                Ok(app.host.call(&ForgetServer { id: server, by: app.cloud.asked() }).await?)
+            }
             Self::Volumes { .. } => {
                 for it in attachments::of_server(&app.store, server).await? {
                     attach::let_go(app, &it).await.map_err(stop)?;
@@ -309,7 +311,7 @@ impl Task for CreateServer {
                 // Without a row nobody knows of disks; the pool's own clean-up finds them.
                 if let Some(row) = servers::get(&app.store, server).await? {
                     for disk in row.body.disks.all() {
-                        app.block.call(&ForgetDisk { id: disk.id }).await?;
+                        app.block.call(&ForgetDisk { id: disk.id, by: app.cloud.asked() }).await?;
                     }
                 }
                 Ok(())

@@ -72,7 +72,7 @@ impl Task for DeleteServer {
                 if !Tasks::live_of(&app.store, &others).await?.is_empty() {
                     return Ok(Next::Wait(Duration::from_millis(200)));
                 }
-                app.host.call(&ForgetServer { id: *server }).await?;
+                app.host.call(&ForgetServer { id: *server, by: app.cloud.asked() }).await?;
                 Ok(Next::Step(Self::Volumes { server: *server }))
             }
             Self::Volumes { server } => {
@@ -87,7 +87,7 @@ impl Task for DeleteServer {
             }
             Self::Disks { server } => {
                 for disk in load(app, *server).await?.body.disks.all() {
-                    app.block.call(&ForgetDisk { id: disk.id }).await?;
+                    app.block.call(&ForgetDisk { id: disk.id, by: app.cloud.asked() }).await?;
                 }
                 Ok(Next::Step(Self::Forget { server: *server }))
             }

@@ -72,7 +72,7 @@ impl Task for SnapshotServer {
                 Ok(Next::Step(Self::Forget { server: *server, image: image.clone(), snapshot: *snapshot }))
             }
             Self::Forget { snapshot, .. } => {
-                app.block.call(&ForgetSnapshot { id: *snapshot }).await?;
+                app.block.call(&ForgetSnapshot { id: *snapshot, by: app.cloud.asked() }).await?;
                 Ok(Next::Done)
             }
         }
@@ -80,7 +80,9 @@ impl Task for SnapshotServer {
 
     async fn undo(&self, app: &App, _job: &Job) -> Result<(), Stop> {
         match self {
-            Self::Copy { snapshot, .. } => Ok(app.block.call(&ForgetSnapshot { id: *snapshot }).await?),
+            Self::Copy { snapshot, .. } => {
+                Ok(app.block.call(&ForgetSnapshot { id: *snapshot, by: app.cloud.asked() }).await?)
+            }
             Self::Fill { .. } | Self::Forget { .. } => Ok(()),
         }
     }
