@@ -130,7 +130,7 @@ mod tests {
 
     /// Daemons that remember, as `hostd` and `blockd` do.
     fn daemons(cloud: &Cloud, block: &Fake, host: &Arc<Mutex<Option<Mark>>>) {
-        cloud.daemon("block", block.router());
+        block.serve(cloud);
         let host = host.clone();
         let router = Router::new().serve(move |call: Attest| {
             let mut mark = host.lock().unwrap();

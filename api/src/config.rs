@@ -47,6 +47,9 @@ pub struct Config {
     /// Whether whoever reads the code on the console may fetch the credentials over the network, once.
     #[serde(default)]
     pub claim: bool,
+    /// What a project may have of images.
+    #[serde(default)]
+    pub images: ImageLimits,
     /// Worker threads of the runtime.
     #[serde(default = "default_threads")]
     pub threads: usize,
@@ -68,6 +71,24 @@ pub struct Sockets {
     /// Uid that `blockd` runs as, when it is neither root's nor ours: another's answers are not believed.
     #[serde(default)]
     pub block_uid: Option<u32>,
+}
+
+/// What each project may have of images; -1 is no limit. The names are Glance's.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageLimits {
+    /// Data of all images together, in MiB.
+    pub image_size_total: i64,
+    /// Images.
+    pub image_count_total: i64,
+    /// Images whose data is on its way.
+    pub image_count_uploading: i64,
+}
+
+impl Default for ImageLimits {
+    fn default() -> Self {
+        Self { image_size_total: 100 << 10, image_count_total: 200, image_count_uploading: 20 }
+    }
 }
 
 /// How tokens live.

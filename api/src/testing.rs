@@ -6,7 +6,7 @@
 
 use crate::app::{self, App, Shared};
 use crate::bootstrap::Params;
-use crate::config::{Config, Sockets, Tokens};
+use crate::config::{Config, ImageLimits, Sockets, Tokens};
 use api_kit::{Authenticate, BoxFuture, Caller, Fault, Router, Settings};
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request};
@@ -112,14 +112,19 @@ impl Cloud {
     }
 
     /// A cloud on a store of the test's choice (`on_both`).
+    pub async fn on(store: TestStore) -> Self {
+        Self::configured(store, |_| ()).await
+    }
+
+    /// The same, configured otherwise.
     ///
     /// # Panics
     /// When it does not start.
     #[allow(clippy::expect_used)]
-    pub async fn on(store: TestStore) -> Self {
+    pub async fn configured(store: TestStore, change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let at = |name: &str| dir.path().join(name);
-        let config = Config {
+        let mut config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
             http_listen: None,
             database: store.url.clone(),
@@ -138,10 +143,12 @@ impl Cloud {
             rate: None,
             trust_forwarded: false,
             policy: std::collections::BTreeMap::new(),
+            images: ImageLimits::default(),
             threads: 2,
             claim: false,
             task_width: 8,
         };
+        change(&mut config);
         std::fs::create_dir_all(&config.state_dir).expect("a folder for keys");
         let app = App::with_store(config, store.store.clone()).await.expect("the application opens");
         let settings = Settings { rate: None, open_rate: None, ..Settings::default() };

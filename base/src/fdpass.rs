@@ -55,13 +55,21 @@ pub fn receive(socket: BorrowedFd<'_>) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>
 /// # Errors
 /// What the kernel says; `PermissionDenied` when another uid listens there.
 pub fn connect(path: &std::path::Path) -> std::io::Result<OwnedFd> {
+    connect_to(path, &crate::rpc::Allow::own())
+}
+
+/// The same, when the daemon may run as another uid.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_to(path: &std::path::Path, trusted: &crate::rpc::Allow) -> std::io::Result<OwnedFd> {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
     };
     let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     let peer = getsockopt(&fd, sockopt::PeerCredentials)?.uid();
-    if !crate::rpc::Allow::own().allows(peer) {
+    if !trusted.allows(peer) {
         let message = format!("it is served by uid {peer}, which is not the daemon's; stop that process");
         return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, message));
     }

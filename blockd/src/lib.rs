@@ -18,6 +18,7 @@
 //! ([`image::sandbox`]).
 
 pub mod config;
+pub mod fd_server;
 pub mod image;
 pub mod mount;
 pub mod object;

@@ -2,12 +2,11 @@
 
 use crate::config::Config;
 use crate::image::convert::{self, Program};
-use crate::object::{self, Span, read_body, receive};
+use crate::object::{self, receive};
 use crate::pool::{Held, Pool, Thing};
 use crate::volume;
-use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use base::CancellationToken;
 use base::metrics::Metrics;
@@ -43,16 +42,22 @@ pub async fn run(
     // The socket says who is allowed; files are for this user and, for the daemon that opens disks, its group.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o007));
     let pool = Arc::new(Pool::open(&config)?);
-    let daemon = Daemon { pool, program: Program::own(), metrics: Metrics::default() };
+    let daemon = Daemon { pool: pool.clone(), program: Program::own(), metrics: Metrics::default() };
     let socket = config.run_dir.join("blockd.sock");
     let allow = Allow::own().and(config.allow_uids.iter().copied());
     // The mode lets everyone connect; the kernel's word on the caller's uid decides.
-    let serving = listen(&socket, 0o666, router(daemon), allow, shutdown).map_err(|error| {
-        Refused::unavailable(format!("cannot listen at {}: {error}", socket.display()))
+    let serving =
+        listen(&socket, 0o666, router(daemon), allow.clone(), shutdown.clone()).map_err(|error| {
+            Refused::unavailable(format!("cannot listen at {}: {error}", socket.display()))
+                .remedy("make the directory and let this user write to it")
+        })?;
+    let files = config.run_dir.join("blockd.fd.sock");
+    let handing_out = crate::fd_server::listen(&files, pool, allow, shutdown).map_err(|error| {
+        Refused::unavailable(format!("cannot listen at {}: {error}", files.display()))
             .remedy("make the directory and let this user write to it")
     })?;
     base::daemon::notify_ready();
-    serving.await;
+    tokio::join!(serving, handing_out);
     Ok(())
 }
 
@@ -60,7 +65,7 @@ pub async fn run(
 #[must_use]
 pub fn router(daemon: Daemon) -> Router {
     let plain = axum::Router::new()
-        .route("/v1/blob/{id}", axum::routing::put(put_blob).get(get_blob))
+        .route("/v1/blob/{id}", axum::routing::put(put_blob))
         .route("/metrics", axum::routing::get(metrics))
         .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(daemon.clone());
@@ -268,41 +273,6 @@ async fn put_blob(
         Ok(info) => axum::Json(info).into_response(),
         Err(refused) => refuse(&refused),
     }
-}
-
-async fn get_blob(State(daemon): State<Daemon>, Path(id): Path<String>, headers: HeaderMap) -> Response {
-    let opened = match parse(&id) {
-        Ok(id) => daemon.blocking(Vec::new(), move |daemon| object::open(&daemon.pool, id)).await,
-        Err(refused) => Err(refused),
-    };
-    let (file, info) = match opened {
-        Ok(opened) => opened,
-        Err(refused) => return refuse(&refused),
-    };
-    let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
-    let head = [
-        (header::ACCEPT_RANGES, "bytes".to_owned()),
-        (header::ETAG, format!("\"{}\"", info.md5)),
-        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-    ];
-    let (status, span) = match asked.and_then(|text| Span::parse(text, info.bytes)) {
-        None => (StatusCode::OK, Span { start: 0, end: info.bytes }),
-        Some(Ok(span)) => (StatusCode::PARTIAL_CONTENT, span),
-        Some(Err(())) => {
-            let range = [(header::CONTENT_RANGE, format!("bytes */{}", info.bytes))];
-            return (StatusCode::RANGE_NOT_SATISFIABLE, range, Body::empty()).into_response();
-        }
-    };
-    let length = [(header::CONTENT_LENGTH, (span.end - span.start).to_string())];
-    let body = read_body(file, span);
-    if status == StatusCode::OK {
-        return (status, head, length, body).into_response();
-    }
-    let range = [(
-        header::CONTENT_RANGE,
-        format!("bytes {}-{}/{}", span.start, span.end.saturating_sub(1), info.bytes),
-    )];
-    (status, head, length, range, body).into_response()
 }
 
 async fn metrics(State(daemon): State<Daemon>) -> String {

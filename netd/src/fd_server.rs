@@ -85,6 +85,7 @@ async fn converse(peer: OwnedFd, engine: &Engine, allow: &[u32]) -> std::io::Res
                     .await
                     .unwrap_or_else(|error| Err(Refused::internal(error.to_string())))
             }
+            Ok(FdRequest::Blob { .. }) => Err(Refused::invalid("the network daemon has no blobs")),
             Err(error) => Err(Refused::invalid(format!("the request is not understood: {error}"))),
         };
         match outcome {

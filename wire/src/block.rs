@@ -1,7 +1,7 @@
 //! `api` to `blockd`: raw disks, snapshots and immutable blobs in one pool.
 //!
-//! Blob bytes do not travel in calls: `PUT /v1/blob/{id}` and `GET /v1/blob/{id}` on the same socket stream them
-//! (`Range` is honoured); the answer to the `PUT` is a [`BlobInfo`].
+//! Blob bytes do not travel in calls: `PUT /v1/blob/{id}` on the same socket takes them and answers with a [`BlobInfo`]; to be
+//! read, a blob's file is handed over ([`crate::fd`]).
 
 use crate::Call;
 use crate::cloud::Warrant;

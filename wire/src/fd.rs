@@ -2,7 +2,7 @@
 //! per packet, one JSON [`FdReply`] back, with the descriptor as `SCM_RIGHTS` when it is [`FdReply::Here`].
 
 use crate::Refused;
-use crate::ids::PortId;
+use crate::ids::{BlobId, PortId};
 use serde::{Deserialize, Serialize};
 
 /// A request for a descriptor.
@@ -13,6 +13,11 @@ pub enum FdRequest {
     Tap {
         /// Which port.
         port: PortId,
+    },
+    /// A blob's bytes, for reading (`blockd`; one request a connection).
+    Blob {
+        /// Which blob.
+        blob: BlobId,
     },
 }
 

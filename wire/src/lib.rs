@@ -13,6 +13,7 @@ pub mod ids;
 pub mod machine;
 pub mod metadata;
 pub mod net;
+pub mod range;
 
 use serde::Deserialize;
 use serde::{Serialize, de::DeserializeOwned};

@@ -1,16 +1,19 @@
 //! Bytes of images, in and out.
 
 use super::access::find;
+use super::limits;
 use super::records::{self, Filled, Image};
 use crate::app::App;
 use crate::object::inner::{self as objects, IMAGE_ACCOUNT};
-use crate::object::range;
+use crate::object::quota::bounded;
 use api_kit::{Call, Fault, Outcome, Reply, Target};
 use axum::http::StatusCode;
-use base::store::{Query, StoreError};
+use base::store::Query;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use wire::block::{BlobInfo, InspectImage};
 use wire::ids::BlobId;
+use wire::range::Span;
 use wire::{Refused, RefusedKind};
 
 /// Longest time that looking at an image takes.
@@ -31,9 +34,26 @@ pub(super) async fn upload(call: Call<App>) -> Outcome {
     let (app, id) = (call.app.clone(), image.id.clone());
     // In a task of its own, so that a client that hangs up leaves the image settled, not half way.
     let work = async move {
-        let (blob, format) = begin(&app, &image).await?;
+        let Begun { blob, format, room } = begin(&app, &image, length).await?;
+        let (body, passed) = match length {
+            // Announced and fitting; more than was announced does not come.
+            Some(_) => (body, None),
+            None => {
+                let (body, passed) = bounded(body, room);
+                (body, Some(passed))
+            }
+        };
         let stored = objects::upload(&app, blob, length, true, body).await;
-        finish(&app, &image.id, blob, &format, stored.map_err(objects::upload_fault)).await
+        let stored = stored.map_err(|refused| {
+            if passed.is_some_and(|passed| passed.load(Ordering::Relaxed)) {
+                Fault::too_large(format!(
+                    "The project's images may have {room} bytes more (image_size_total), and this one has more than that."
+                ))
+            } else {
+                objects::upload_fault(refused)
+            }
+        });
+        finish(&app, &image.id, blob, &format, stored).await
     };
     settled(work).await?;
     tracing::info!(image = id, "image data stored");
@@ -49,8 +69,16 @@ async fn settled<T: Send + 'static>(
     task.await.map_err(|error| Fault::internal(format!("the work died: {error}")))?
 }
 
+/// An upload that may go on.
+pub(super) struct Begun {
+    pub blob: BlobId,
+    pub format: String,
+    /// Bytes that the project may still store.
+    pub room: u64,
+}
+
 /// Takes a queued image to saving and names its blob.
-pub(super) async fn begin(app: &App, image: &Image) -> Result<(BlobId, String), Fault> {
+pub(super) async fn begin(app: &App, image: &Image, announced: Option<u64>) -> Result<Begun, Fault> {
     let (Some(format), Some(_)) = (&image.disk_format, &image.container_format) else {
         return Err(Fault::bad_request(
             "Properties disk_format, container_format must be set prior to saving data.",
@@ -59,18 +87,24 @@ pub(super) async fn begin(app: &App, image: &Image) -> Result<(BlobId, String), 
     let blob = BlobId::new();
     objects::reserve(app, blob, 0).await?;
     let id = &image.id;
-    let advanced = app
+    let begun = app
         .store
-        .tx(|tx| async move { records::advance(&tx, id, ("queued", "saving"), Some(blob.to_string())).await })
-        .await?;
-    if !advanced {
+        .tx(|tx| async move {
+            let room = limits::upload(&tx, &app.config.images, &image.owner, announced).await?;
+            let advanced = records::advance(&tx, id, ("queued", "saving"), Some(blob.to_string())).await?;
+            Ok::<_, Fault>(advanced.then_some(room))
+        })
+        .await;
+    if !matches!(begun, Ok(Some(_))) {
         objects::abandon(app, blob).await?;
+    }
+    let Some(room) = begun? else {
         return Err(Fault::conflict(format!(
             "Image status transition from {} to saving is not allowed",
             image.status
         )));
-    }
-    Ok((blob, format.clone()))
+    };
+    Ok(Begun { blob, format: format.clone(), room })
 }
 
 /// Looks at what was stored and makes the image active, or queued again with nothing kept.
@@ -85,7 +119,8 @@ pub(super) async fn finish(
         Err(fault) => Err(fault),
         Ok(info) => {
             let call = InspectImage { blob, format: format.to_owned() };
-            match app.block.call_within(&call, INSPECTION).await {
+            // The collector must see that somebody still works on it.
+            match objects::alive(app, blob, app.block.call_within(&call, INSPECTION)).await {
                 Ok(facts) => Ok((info, facts)),
                 Err(refused) => Err(refusal(refused)),
             }
@@ -109,13 +144,27 @@ pub(super) async fn finish(
                 checksum: &info.md5,
                 hash_value: &info.sha512,
             };
+            let owner = records::find(&tx, id).await?.map(|image| image.owner);
             let done = records::fill(&tx, id, &blob.to_string(), &filled).await?;
             if done {
-                objects::keep(&tx, IMAGE_ACCOUNT, id, info).await?;
+                let owner = owner.unwrap_or_default();
+                limits::stored(&tx, &app.config.images, &owner, 0).await?;
+                if !objects::keep(&tx, IMAGE_ACCOUNT, id, info).await? {
+                    return Err(Fault::unavailable(
+                        "The upload was not heard of for too long and its data was removed; upload it again.",
+                    ));
+                }
             }
-            Ok::<_, StoreError>(done)
+            Ok::<_, Fault>(done)
         })
-        .await?;
+        .await;
+    let filled = match filled {
+        Ok(filled) => filled,
+        Err(fault) => {
+            give_up(app, id, blob).await?;
+            return Err(fault);
+        }
+    };
     if !filled {
         objects::abandon(app, blob).await?;
         return Err(Fault::gone(format!("Image {id} was deleted while its data was uploaded.")));
@@ -171,9 +220,9 @@ pub(super) async fn download(call: Call<App>) -> Outcome {
     };
     let size = u64::try_from(size).unwrap_or(0);
     let checksum = image.checksum.clone().unwrap_or_default();
-    match call.header("range").and_then(|text| range::parse(text, size)) {
+    match call.header("range").and_then(|text| Span::parse(text, size)) {
         None => {
-            let body = objects::read(&call.app, blob, None).await?;
+            let body = objects::read(&call.app, blob, size, None).await?;
             Ok(Reply::stream(200, body)
                 .header("content-md5", checksum)
                 .header("content-length", size.to_string()))
@@ -183,10 +232,10 @@ pub(super) async fn download(call: Call<App>) -> Outcome {
             "The byte range passed in the 'Range' header did not match any available byte range.",
         )),
         Some(Ok(span)) => {
-            let body = objects::read(&call.app, blob, Some(span)).await?;
+            let body = objects::read(&call.app, blob, size, Some(span)).await?;
             Ok(Reply::stream(206, body)
                 .header("content-range", format!("bytes {}-{}/{size}", span.start, span.end - 1))
-                .header("content-length", (span.end - span.start).to_string()))
+                .header("content-length", span.bytes().to_string()))
         }
     }
 }

@@ -113,7 +113,12 @@ pub async fn create_snapshot(
         super::patch::set(&mut image, &key, Some(&value))?;
     }
     let new = &image;
-    app.store.tx(|tx| async move { records::insert(&tx, new).await }).await?;
+    app.store
+        .tx(|tx| async move {
+            super::limits::one_more(&tx, &app.config.images, &new.owner).await?;
+            Ok::<_, Fault>(records::insert(&tx, new).await?)
+        })
+        .await?;
     Ok(image.id)
 }
 
@@ -131,7 +136,7 @@ pub async fn fill_from_disk(app: &App, image_id: &str, source: DiskSource) -> Re
         ("saving", Some(blob)) => {
             blob.parse::<BlobId>().map_err(|_| Fault::internal("the image's blob id is damaged"))?
         }
-        _ => data::begin(app, &image).await?.0,
+        _ => data::begin(app, &image, None).await?.blob,
     };
     // The blob's name is safe from the collector for as long as the export may take.
     let seconds = i64::try_from(EXPORT.as_secs()).unwrap_or(i64::MAX);
@@ -189,7 +194,7 @@ pub async fn bootstrap(app: &Shared, params: &Params) -> Result<(), Fault> {
     app.store.tx(|tx| async move { records::insert(&tx, new).await }).await?;
     let file = tokio::fs::File::open(path).await.map_err(|error| unreadable(path, &error))?;
     let body = Body::from_stream(tokio_util::io::ReaderStream::with_capacity(file, 256 << 10));
-    let (blob, format) = data::begin(app, &image).await?;
+    let data::Begun { blob, format, .. } = data::begin(app, &image, Some(length)).await?;
     let stored = objects::upload(app, blob, Some(length), true, body).await;
     data::finish(app, &image.id, blob, &format, stored.map_err(objects::upload_fault)).await
 }

@@ -13,6 +13,7 @@
 mod access;
 mod data;
 pub mod inner;
+mod limits;
 mod members;
 mod patch;
 mod records;

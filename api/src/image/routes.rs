@@ -1,6 +1,6 @@
 //! The operations of the service.
 
-use super::{data, members, rules, schema};
+use super::{data, limits, members, rules, schema};
 use crate::app::App;
 use api_kit::{Call, Operation, Outcome, Reply};
 use axum::http::Method;
@@ -118,6 +118,11 @@ pub(super) fn operations() -> Vec<Operation<App>> {
             .policy("delete_member", MEMBER)
             .codes(204, &[401, 403, 404])
             .summary("Stop sharing an image with a project"),
+        Operation::new(read.clone(), "/v2/info/usage", limits::show)
+            .name("usage:show")
+            .policy("get_usage", READER)
+            .codes(200, &[401, 403])
+            .summary("What the project has of its limits"),
         document("/v2/schemas/image", "schema:image", |_| async { Ok(Reply::json(200, schema::image())) }),
         document("/v2/schemas/images", "schema:images", |_| async { Ok(Reply::json(200, schema::images())) }),
         document("/v2/schemas/member", "schema:member", |_| async { Ok(Reply::json(200, schema::member())) }),

@@ -2,7 +2,7 @@
 
 use super::access::{find, find_own};
 use super::records::{self, Image};
-use super::{patch, view};
+use super::{limits, patch, view};
 use crate::app::App;
 use crate::object::inner::{self as objects, IMAGE_ACCOUNT};
 use api_kit::list::Match;
@@ -266,14 +266,18 @@ pub(super) async fn create(call: Call<App>) -> Outcome {
     check_visibility(&call, &image)?;
     call.enforce(&Target::project(&image.owner))?;
     let new = &image;
-    let stored = call.app.store.tx(|tx| async move { records::insert(&tx, new).await }).await;
-    match stored {
-        Ok(()) => (),
-        Err(StoreError::Duplicate(_)) => {
-            return Err(Fault::conflict(format!("Image ID {} already exists!", image.id)));
-        }
-        Err(error) => return Err(error.into()),
-    }
+    let app = &call.app;
+    app.store
+        .tx(|tx| async move {
+            limits::one_more(&tx, &app.config.images, &new.owner).await?;
+            match records::insert(&tx, new).await {
+                Err(StoreError::Duplicate(_)) => {
+                    Err(Fault::conflict(format!("Image ID {} already exists!", new.id)))
+                }
+                other => Ok(other?),
+            }
+        })
+        .await?;
     let url = format!("{}/v2/images/{}", call.base, image.id);
     Ok(Reply::json(201, view::image(&image)).header("location", url))
 }

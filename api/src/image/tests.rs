@@ -3,6 +3,9 @@ use crate::testing::{Answer, Cloud, OTHER_PROJECT};
 use base::store::testing::on_both;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 async fn upload(cloud: &Cloud, id: &str, body: &'static [u8]) -> Answer {
     let headers = [("content-type", "application/octet-stream")];
@@ -37,7 +40,7 @@ fn declarations_are_whole() {
 async fn an_image_is_made_filled_read_and_deleted() {
     on_both(|db| async move {
         let (cloud, fake) = (Cloud::on(db).await, Fake::default());
-        cloud.daemon("block", fake.router());
+        fake.serve(&cloud);
         let made = create(&cloud, "demo", &[("os_distro", json!("debian")), ("tags", json!(["t"]))]).await;
         assert_eq!((made.status, made.json["status"].as_str()), (201, Some("queued")), "{:?}", made.json);
         let id = id(&made);
@@ -164,10 +167,10 @@ async fn lists_show_what_the_caller_may_see_page_by_page() {
 #[tokio::test]
 async fn an_upload_whose_process_died_goes_back_to_queued() {
     let (cloud, fake) = (Cloud::new().await, Fake::default());
-    cloud.daemon("block", fake.router());
+    fake.serve(&cloud);
     let id = id(&create(&cloud, "demo", &[]).await);
     let image = super::records::find(&cloud.app.store, &id).await.unwrap().unwrap();
-    let (blob, _) = super::data::begin(&cloud.app, &image).await.unwrap();
+    let blob = super::data::begin(&cloud.app, &image, None).await.unwrap().blob;
     super::data::settle(&cloud.app).await.unwrap();
     let status = async || super::records::find(&cloud.app.store, &id).await.unwrap().unwrap().status;
     assert_eq!(status().await, "saving", "it is still running");
@@ -180,7 +183,7 @@ async fn an_upload_whose_process_died_goes_back_to_queued() {
 #[tokio::test]
 async fn the_guest_image_is_made_once() {
     let (cloud, fake) = (Cloud::new().await, Fake::default());
-    cloud.daemon("block", fake.router());
+    fake.serve(&cloud);
     let dir = tempfile::tempdir().unwrap();
     let mut params = cloud.params();
     super::inner::bootstrap(&cloud.app, &params).await.unwrap();
@@ -196,4 +199,106 @@ async fn the_guest_image_is_made_once() {
             (Some("active"), Some("public"))
         );
     }
+}
+
+async fn until(what: &str, test: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !test().await {
+        assert!(Instant::now() < deadline, "not {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_is_looked_at_is_not_collected() {
+    let (cloud, fake) = (Cloud::new().await, Fake::default());
+    fake.serve(&cloud);
+    let gate = Arc::new(Semaphore::new(0));
+    fake.with(|held| held.gate = Some(gate.clone()));
+    let id = id(&create(&cloud, "demo", &[]).await);
+    let app = &cloud.app;
+    let meanwhile = async {
+        until("stored", async || fake.with(|held| !held.blobs.is_empty())).await;
+        let blob = fake.with(|held| *held.blobs.keys().next().unwrap());
+        // As if the last word of it had been long ago: who looks at it speaks up again.
+        crate::object::inner::reserve(app, blob, -3600).await.unwrap();
+        until("heard of", async || crate::object::inner::is_uploading(app, blob).await.unwrap()).await;
+        crate::object::garbage::scan(app).await.unwrap();
+        super::data::settle(app).await.unwrap();
+        assert_eq!(fake.with(|held| held.blobs.len()), 1);
+        gate.add_permits(1);
+    };
+    let (uploaded, ()) = tokio::join!(upload(&cloud, &id, b"QFI slow"), meanwhile);
+    assert_eq!(uploaded.status, 204, "{uploaded:?}");
+    let shown = cloud.call("demo", "GET", &format!("/image/v2/images/{id}"), None).await;
+    assert_eq!(shown.json["status"], "active");
+}
+
+#[tokio::test]
+async fn an_upload_that_was_given_up_does_not_become_an_image_without_data() {
+    let (cloud, fake) = (Cloud::new().await, Fake::default());
+    fake.serve(&cloud);
+    let id = id(&create(&cloud, "demo", &[]).await);
+    let app = &cloud.app;
+    let image = super::records::find(&app.store, &id).await.unwrap().unwrap();
+    let blob = super::data::begin(app, &image, None).await.unwrap().blob;
+    let body = axum::body::Body::from("QFI late");
+    let info = crate::object::inner::upload(app, blob, Some(8), true, body).await.unwrap();
+    crate::object::inner::reserve(app, blob, -3600).await.unwrap();
+    let bytes = fake.with(|held| held.blobs[&blob].clone());
+    crate::object::garbage::scan(app).await.unwrap();
+    assert_eq!(fake.with(|held| held.blobs.len()), 0, "its process seemed to be dead");
+    fake.with(|held| held.blobs.insert(blob, bytes));
+    let fault = super::data::finish(app, &id, blob, "qcow2", Ok(info)).await.unwrap_err();
+    assert_eq!(fault.status.as_u16(), 503, "{fault}");
+    let image = super::records::find(&app.store, &id).await.unwrap().unwrap();
+    assert_eq!(image.status, "queued");
+    crate::object::garbage::collect(app).await.unwrap();
+    assert_eq!(fake.with(|held| held.blobs.len()), 0);
+}
+
+#[tokio::test]
+async fn projects_have_limits_of_images_and_bytes() {
+    on_both(|db| async move {
+        let cloud = Cloud::configured(db, |config| {
+            config.images.image_size_total = 1;
+            config.images.image_count_total = 2;
+            config.images.image_count_uploading = 1;
+        })
+        .await;
+        let fake = Fake::default();
+        fake.serve(&cloud);
+        let first = id(&create(&cloud, "demo", &[]).await);
+        let second = id(&create(&cloud, "demo", &[]).await);
+        let refused = create(&cloud, "demo", &[]).await;
+        assert_eq!(refused.status, 413);
+        let why = refused.json["message"].as_str().unwrap().to_owned();
+        assert!(
+            why.contains("image_count_total is over limit of 2 due to current usage 2 and delta 1"),
+            "{why}"
+        );
+        assert_eq!(create(&cloud, "other", &[]).await.status, 201, "each project has its own");
+
+        static LARGE: [u8; (1 << 20) + 1] = [b'Q'; (1 << 20) + 1];
+        let path = format!("/image/v2/images/{first}/file");
+        let kind = ("content-type", "application/octet-stream");
+        let length = LARGE.len().to_string();
+        let announced = [kind, ("content-length", length.as_str())];
+        let refused = cloud.call_with("demo", "PUT", &path, &announced, Bytes::from_static(&LARGE)).await;
+        assert_eq!(refused.status, 413, "{refused:?}");
+        assert_eq!(upload(&cloud, &first, &LARGE).await.status, 413, "neither without an announcement");
+        crate::object::garbage::collect(&cloud.app).await.unwrap();
+        assert_eq!(fake.with(|held| held.blobs.len()), 0);
+
+        let image = super::records::find(&cloud.app.store, &second).await.unwrap().unwrap();
+        let begun = super::data::begin(&cloud.app, &image, None).await.unwrap();
+        assert_eq!(upload(&cloud, &first, b"QFI").await.status, 413, "one at a time");
+        super::data::give_up(&cloud.app, &second, begun.blob).await.unwrap();
+        assert_eq!(upload(&cloud, &first, b"QFI").await.status, 204);
+        let usage = cloud.call("demo", "GET", "/image/v2/info/usage", None).await.json;
+        assert_eq!(usage["usage"]["image_size_total"], json!({"limit": 1, "usage": 1}));
+        assert_eq!(usage["usage"]["image_count_total"], json!({"limit": 2, "usage": 2}));
+        assert_eq!(usage["usage"]["image_count_uploading"], json!({"limit": 1, "usage": 0}));
+    })
+    .await;
 }

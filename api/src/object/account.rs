@@ -3,6 +3,7 @@
 use super::access::{self, Deed};
 use super::container::{Entry, listing, window};
 use super::headers::{self, change, mark, show as show_meta, stamp};
+use super::quota;
 use super::records::{self, Slice};
 use crate::app::App;
 use api_kit::{Call, Outcome, Reply};
@@ -26,7 +27,7 @@ pub(super) async fn info(_call: Call<App>) -> Outcome {
             "max_meta_overall_size": headers::OVERALL,
             "strict_cors_mode": true,
             "version": env!("CARGO_PKG_VERSION"),
-        }}),
+        }, "account_quotas": {}, "container_quotas": {}}),
     ))
 }
 
@@ -66,8 +67,9 @@ pub(super) async fn show(call: Call<App>) -> Outcome {
         )
         .await?;
         let full = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= limit;
-        for (name, updated) in rows {
-            if !slice.take(&mut entries, &name, || Entry::Container { name: name.clone(), updated }) {
+        for row in rows {
+            let name = row.name.clone();
+            if !slice.take(&mut entries, &name, || Entry::Container(row)) {
                 break;
             }
         }
@@ -75,20 +77,13 @@ pub(super) async fn show(call: Call<App>) -> Outcome {
             break;
         }
     }
-    for entry in &mut entries {
-        if let Entry::Container { name, .. } = entry {
-            let (count, bytes) = records::usage(store, &account, name).await?;
-            slice.usage.push((count, bytes));
-        } else {
-            slice.usage.push((0, 0));
-        }
-    }
-    Ok(finish(listing(&call, &entries, &slice.usage)))
+    Ok(finish(listing(&call, &entries)))
 }
 
 pub(super) async fn update(call: Call<App>) -> Outcome {
     let account = call.path("account").to_owned();
     access::check(&call, &account, None, Deed::Own)?;
+    quota::check_account(&call)?;
     let (_, mut meta) = records::account_meta(&call.app.store, &account).await?;
     change(&call, "account", &[], &mut meta)?;
     let (account, meta) = (&account, &meta);

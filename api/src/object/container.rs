@@ -2,7 +2,8 @@
 
 use super::access::{self, Deed};
 use super::headers::{self, CONTAINER_HEADERS, change, listed, mark, show as show_meta, stamp, wants_json};
-use super::records::{self, Meta, Object, Slice};
+use super::quota;
+use super::records::{self, Held, Meta, Object, Slice};
 use crate::app::App;
 use api_kit::{Call, Fault, Outcome, Reply};
 use axum::http::Method;
@@ -12,10 +13,7 @@ use serde_json::{Value, json};
 /// A line of a listing.
 pub(super) enum Entry {
     Object(Object),
-    Container {
-        name: String,
-        updated: i64,
-    },
+    Container(Held),
     /// What several names have in common up to the delimiter.
     Subdir(String),
 }
@@ -65,8 +63,6 @@ pub(super) struct Walk<'a> {
     from: Vec<u8>,
     inclusive: bool,
     end: Option<Vec<u8>>,
-    /// Objects and bytes of each container entry.
-    pub usage: Vec<(i64, i64)>,
 }
 
 pub(super) struct Bounds {
@@ -95,7 +91,7 @@ impl Window {
             let high = high.as_bytes().to_vec();
             end = Some(end.map_or(high.clone(), |end| end.min(high)));
         }
-        Walk { window: self, from, inclusive, end, usage: Vec::new() }
+        Walk { window: self, from, inclusive, end }
     }
 }
 
@@ -141,19 +137,18 @@ impl Walk<'_> {
 }
 
 /// Renders a listing as JSON or as lines.
-pub(super) fn listing(call: &Call<App>, entries: &[Entry], usage: &[(i64, i64)]) -> Reply {
+pub(super) fn listing(call: &Call<App>, entries: &[Entry]) -> Reply {
     if wants_json(call) {
         let list: Vec<Value> = entries
             .iter()
-            .enumerate()
-            .map(|(index, entry)| match entry {
+            .map(|entry| match entry {
                 Entry::Object(object) => {
                     json!({"name": object.name, "hash": object.etag, "bytes": object.bytes,
                     "content_type": object.content_type, "last_modified": listed(object.updated_us)})
                 }
-                Entry::Container { name, updated } => {
-                    let (count, bytes) = usage.get(index).copied().unwrap_or_default();
-                    json!({"name": name, "count": count, "bytes": bytes, "last_modified": listed(*updated)})
+                Entry::Container(held) => {
+                    json!({"name": held.name, "count": held.objects, "bytes": held.bytes,
+                    "last_modified": listed(held.updated_us)})
                 }
                 Entry::Subdir(subdir) => json!({"subdir": subdir}),
             })
@@ -168,7 +163,8 @@ pub(super) fn listing(call: &Call<App>, entries: &[Entry], usage: &[(i64, i64)])
         .iter()
         .map(|entry| match entry {
             Entry::Object(object) => format!("{}\n", object.name),
-            Entry::Container { name, .. } | Entry::Subdir(name) => format!("{name}\n"),
+            Entry::Container(held) => format!("{}\n", held.name),
+            Entry::Subdir(name) => format!("{name}\n"),
         })
         .collect();
     Reply::text(200, lines).header("content-type", "text/plain; charset=utf-8")
@@ -221,7 +217,7 @@ pub(super) async fn show(call: Call<App>) -> Outcome {
             break;
         }
     }
-    Ok(finish(listing(&call, &entries, &[])))
+    Ok(finish(listing(&call, &entries)))
 }
 
 pub(super) async fn create(call: Call<App>) -> Outcome {
@@ -237,7 +233,9 @@ pub(super) async fn create(call: Call<App>) -> Outcome {
     let known = records::container(&call.app.store, &account, &name).await?;
     let is_new = known.is_none();
     let mut meta = known.map(|known| known.meta).unwrap_or_default();
+    quota::check_container(&call)?;
     change(&call, "container", &CONTAINER_HEADERS, &mut meta)?;
+    access::clean(&mut meta)?;
     put(&call, &account, &name, &meta).await?;
     Ok(mark(&call, Reply::empty(if is_new { 201 } else { 202 })))
 }
@@ -251,7 +249,9 @@ pub(super) async fn update(call: Call<App>) -> Outcome {
     access::check(&call, &account, None, Deed::Own)?;
     let known = records::container(&call.app.store, &account, &name).await?;
     let mut meta = known.ok_or_else(|| Fault::not_found("The resource could not be found."))?.meta;
+    quota::check_container(&call)?;
     change(&call, "container", &CONTAINER_HEADERS, &mut meta)?;
+    access::clean(&mut meta)?;
     put(&call, &account, &name, &meta).await?;
     Ok(mark(&call, Reply::empty(204)))
 }

@@ -1,12 +1,15 @@
 //! A storage daemon in memory, for tests of the services above it.
 
+use crate::testing::Cloud;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base::owner::Mark;
-use base::rpc::{Router, refuse};
+use base::rpc::Router;
+use base::{CancellationToken, fdpass};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use wire::Refused;
@@ -15,6 +18,7 @@ use wire::block::{
     ForgetSnapshot, ImageFacts, InspectImage, ListPool, Pool,
 };
 use wire::cloud::{Attest, Warrant};
+use wire::fd::{FdReply, FdRequest};
 use wire::ids::{BlobId, DiskId, SnapshotId};
 
 /// What the daemon holds.
@@ -24,6 +28,8 @@ pub(crate) struct Held {
     pub disks: BTreeMap<DiskId, u64>,
     pub snapshots: BTreeMap<SnapshotId, DiskId>,
     pub mark: Option<Mark>,
+    /// An inspection needs a permit of it, when there is one.
+    pub gate: Option<Arc<tokio::sync::Semaphore>>,
 }
 
 /// The daemon. Cheap to clone.
@@ -54,10 +60,20 @@ impl Fake {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Its socket's routes.
+    /// Serves both of its sockets until the cloud goes.
+    pub fn serve(&self, cloud: &Cloud) {
+        cloud.daemon("block", self.router());
+        let path = cloud.socket("block").with_extension("fd.sock");
+        let listener =
+            std::os::unix::net::UnixListener::from(fdpass::listen(&path).expect("the socket is free"));
+        let (fake, end) = (self.clone(), cloud.shutdown.clone());
+        std::thread::spawn(move || hand_out(&listener, &fake, &end));
+    }
+
+    /// The routes of the socket for calls.
     pub fn router(&self) -> Router {
         let plain = axum::Router::new()
-            .route("/v1/blob/{id}", axum::routing::put(put).get(get))
+            .route("/v1/blob/{id}", axum::routing::put(put))
             .layer(axum::extract::DefaultBodyLimit::disable())
             .with_state(self.clone());
         let on = || self.clone();
@@ -70,8 +86,11 @@ impl Fake {
                 async move { outcome }
             })
             .serve(move |call: ForgetDisk| {
-                let outcome =
-                    b.with(|held| held.permits(&call.by).map(|()| { held.disks.remove(&call.id); }));
+                let outcome = b.with(|held| {
+                    held.permits(&call.by).map(|()| {
+                        held.disks.remove(&call.id);
+                    })
+                });
                 async move { outcome }
             })
             .serve(move |call: EnsureSnapshot| {
@@ -84,8 +103,11 @@ impl Fake {
                 async move { outcome }
             })
             .serve(move |call: ForgetSnapshot| {
-                let outcome =
-                    d.with(|held| held.permits(&call.by).map(|()| { held.snapshots.remove(&call.id); }));
+                let outcome = d.with(|held| {
+                    held.permits(&call.by).map(|()| {
+                        held.snapshots.remove(&call.id);
+                    })
+                });
                 async move { outcome }
             })
             .serve(move |call: ForgetBlob| {
@@ -94,8 +116,13 @@ impl Fake {
                 async move { outcome }
             })
             .serve(move |call: InspectImage| {
-                let outcome = f.with(|held| inspect(held, &call));
-                async move { outcome }
+                let fake = f.clone();
+                async move {
+                    if let Some(gate) = fake.with(|held| held.gate.clone()) {
+                        gate.acquire().await.expect("the gate stays").forget();
+                    }
+                    fake.with(|held| inspect(held, &call))
+                }
             })
             .serve(move |_: ListPool| {
                 let pool = g.with(|held| Pool {
@@ -152,17 +179,23 @@ async fn put(State(fake): State<Fake>, Path(id): Path<String>, body: Bytes) -> R
     axum::Json(answer).into_response()
 }
 
-async fn get(State(fake): State<Fake>, Path(id): Path<String>, headers: HeaderMap) -> Response {
-    let id: BlobId = id.parse().expect("a blob id");
-    let Some(bytes) = fake.with(|held| held.blobs.get(&id).cloned()) else {
-        return refuse(&Refused::missing("no such blob"));
-    };
-    let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
-    match range.and_then(|text| super::range::parse(text, bytes.len() as u64)) {
-        Some(Ok(span)) => {
-            let at = |number: u64| usize::try_from(number).expect("a small number");
-            (StatusCode::PARTIAL_CONTENT, bytes.slice(at(span.start)..at(span.end))).into_response()
+/// Hands out blobs as files until the cloud goes.
+fn hand_out(listener: &std::os::unix::net::UnixListener, fake: &Fake, end: &CancellationToken) {
+    while let Ok((stream, _)) = listener.accept() {
+        if end.is_cancelled() {
+            return;
         }
-        Some(Err(())) | None => bytes.into_response(),
+        let (bytes, _) = fdpass::receive(stream.as_fd()).expect("a request");
+        let Ok(FdRequest::Blob { blob }) = serde_json::from_slice(&bytes) else { panic!("not about a blob") };
+        let (reply, file) = match fake.with(|held| held.blobs.get(&blob).cloned()) {
+            Some(bytes) => {
+                let mut file = tempfile::tempfile().expect("a file");
+                file.write_all(&bytes).expect("room");
+                (FdReply::Here, Some(file))
+            }
+            None => (FdReply::Refused(Refused::missing("no such blob")), None),
+        };
+        let fds: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+        fdpass::send(stream.as_fd(), &serde_json::to_vec(&reply).expect("JSON"), &fds).expect("sent");
     }
 }

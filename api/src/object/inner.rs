@@ -2,7 +2,6 @@
 
 use super::records::{self, Meta, Object, now_us};
 use crate::app::App;
-use crate::object::range::Span;
 use api_kit::Fault;
 use axum::body::Body;
 use axum::http::Request;
@@ -11,6 +10,7 @@ use http_body_util::{BodyExt, Limited};
 use std::time::Duration;
 use wire::block::BlobInfo;
 use wire::ids::BlobId;
+use wire::range::Span;
 use wire::{Refused, RefusedKind};
 
 /// The image service's account. Accounts of projects begin with `AUTH_`, so no request reaches it.
@@ -18,7 +18,7 @@ pub const IMAGE_ACCOUNT: &str = ".image";
 /// The one container in it.
 const DATA: &str = "data";
 /// How often a running upload says that it is alive.
-const TOUCH: Duration = Duration::from_secs(60);
+const TOUCH: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 60_000 });
 
 /// Names a new blob that is about to be written. `seconds`: how long at least it is left alone without being touched.
 ///
@@ -28,6 +28,23 @@ pub async fn reserve(app: &App, blob: BlobId, seconds: i64) -> Result<(), StoreE
     app.store
         .tx(|tx| async move { records::touch_upload(&tx, blob, now_us() + seconds * 1_000_000).await })
         .await
+}
+
+/// Does `work` on a blob that was reserved, telling the collector all the while that it goes on.
+pub async fn alive<T>(app: &App, blob: BlobId, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            outcome = &mut work => return outcome,
+            () = tokio::time::sleep(TOUCH) => {
+                // One that was collected meanwhile is not reserved again: the end of the work finds that out.
+                let touched = app.store.tx(|tx| async move { records::keep_upload(&tx, blob, now_us()).await }).await;
+                if let Err(error) = touched {
+                    tracing::warn!(%blob, %error, "cannot say that a blob is worked on; trying again");
+                }
+            }
+        }
+    }
 }
 
 /// Streams a body into a new blob that was reserved. Nothing is left of it when this fails.
@@ -46,16 +63,7 @@ pub async fn upload(
     if let Some(length) = length {
         request = request.header("content-length", length);
     }
-    let mut sending = std::pin::pin!(app.block.send(request, body));
-    let response = loop {
-        tokio::select! {
-            answer = &mut sending => break answer?,
-            () = tokio::time::sleep(TOUCH) => {
-                let touched = reserve(app, blob, 0).await;
-                touched.map_err(|error| Refused::unavailable(error.to_string()))?;
-            }
-        }
-    };
+    let response = alive(app, blob, app.block.send(request, body)).await?;
     let bytes = Limited::new(response.into_body(), 64 << 10)
         .collect()
         .await
@@ -69,19 +77,20 @@ pub async fn upload(
 ///
 /// # Errors
 /// When the storage daemon does not have it or does not answer.
-pub async fn read(app: &App, blob: BlobId, span: Option<Span>) -> Result<Body, Refused> {
-    let mut request = Request::get(format!("/v1/blob/{blob}"));
-    if let Some(span) = span {
-        request = request.header("range", format!("bytes={}-{}", span.start, span.end.saturating_sub(1)));
-    }
-    Ok(Body::new(app.block.send(request, Body::empty()).await?.into_body()))
+pub async fn read(app: &App, blob: BlobId, bytes: u64, span: Option<Span>) -> Result<Body, Refused> {
+    let file = super::bytes::open(&app.config.sockets, blob).await?;
+    Ok(super::bytes::body(file, span.unwrap_or(Span { start: 0, end: bytes })))
 }
 
-/// Gives a written blob its place in the account of another service, in that service's transaction.
+/// Gives a written blob its place in the account of another service, in that service's transaction. `false`, and nothing is
+/// done, when its reservation ran out: the collector has removed it, or will.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn keep(tx: &Tx, account: &'static str, name: &str, info: &BlobInfo) -> Result<(), StoreError> {
+pub async fn keep(tx: &Tx, account: &'static str, name: &str, info: &BlobInfo) -> Result<bool, StoreError> {
+    if !records::end_upload(tx, info.id).await? {
+        return Ok(false);
+    }
     if records::container(tx, account, DATA).await?.is_none() {
         records::put_container(tx, account, DATA, &Meta::new()).await?;
     }
@@ -94,7 +103,8 @@ pub async fn keep(tx: &Tx, account: &'static str, name: &str, info: &BlobInfo) -
         updated_us: now_us(),
         meta: Meta::new(),
     };
-    records::put(tx, account, DATA, &object).await
+    records::put(tx, account, DATA, &object).await?;
+    Ok(true)
 }
 
 /// Removes what [`keep`] kept, in the caller's transaction; harmless when it is not there. Nudge `wake.blobs` afterwards.

@@ -5,6 +5,7 @@
 
 mod access;
 mod account;
+mod bytes;
 mod container;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -12,7 +13,7 @@ pub mod garbage;
 mod headers;
 pub mod inner;
 mod objects;
-pub(crate) mod range;
+pub(crate) mod quota;
 mod records;
 mod routes;
 #[cfg(test)]

@@ -4,14 +4,15 @@ use super::access::{self, Deed};
 use super::headers::{
     self, OBJECT_HEADERS, change, http_date, mark, parse_http_date, show as show_meta, stamp,
 };
-use super::range;
 use super::records::{self, Meta, Object, now_us};
-use super::{inner, inner::upload_fault};
+use super::{inner, inner::upload_fault, quota};
 use crate::app::App;
 use api_kit::{Call, Fault, Outcome, Reply};
 use axum::http::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
+use std::sync::atomic::Ordering;
 use wire::ids::BlobId;
+use wire::range::Span;
 
 struct Place {
     account: String,
@@ -32,10 +33,10 @@ fn missing() -> Fault {
 }
 
 /// Looks the container up and checks what the caller may do in it.
-async fn enter(call: &Call<App>, place: &Place, deed: Deed) -> Result<(), Fault> {
+async fn enter(call: &Call<App>, place: &Place, deed: Deed) -> Result<Meta, Fault> {
     let container = records::container(&call.app.store, &place.account, &place.container).await?;
     access::check(call, &place.account, container.as_ref().map(|found| &found.meta), deed)?;
-    container.map(drop).ok_or_else(missing)
+    container.map(|found| found.meta).ok_or_else(missing)
 }
 
 async fn find(call: &Call<App>, place: &Place) -> Result<Object, Fault> {
@@ -62,20 +63,20 @@ pub(super) async fn show(call: Call<App>) -> Outcome {
     if call.method == Method::HEAD {
         return Ok(finish(Reply::empty(200)).header("content-length", object.bytes.to_string()));
     }
-    let asked = call.header("range").and_then(|text| range::parse(text, object.bytes));
+    let asked = call.header("range").and_then(|text| Span::parse(text, object.bytes));
     match asked {
         None => {
-            let body = inner::read(&call.app, object.blob, None).await?;
+            let body = inner::read(&call.app, object.blob, object.bytes, None).await?;
             Ok(finish(Reply::stream(200, body)).header("content-length", object.bytes.to_string()))
         }
         Some(Err(())) => Err(Fault::new(StatusCode::RANGE_NOT_SATISFIABLE, "")
             .header(axum::http::header::CONTENT_RANGE, format!("bytes */{}", object.bytes))),
         Some(Ok(span)) => {
-            let body = inner::read(&call.app, object.blob, Some(span)).await?;
+            let body = inner::read(&call.app, object.blob, object.bytes, Some(span)).await?;
             let shown = format!("bytes {}-{}/{}", span.start, span.end - 1, object.bytes);
             Ok(finish(Reply::stream(206, body))
                 .header("content-range", shown)
-                .header("content-length", (span.end - span.start).to_string()))
+                .header("content-length", span.bytes().to_string()))
         }
     }
 }
@@ -111,6 +112,10 @@ fn precondition(call: &Call<App>, object: Option<&Object>) -> Option<u16> {
     None
 }
 
+fn too_large() -> Fault {
+    Fault::too_large("Your request is too large.")
+}
+
 fn check_name(name: &str) -> Result<(), Fault> {
     if name.is_empty() || name.len() > headers::OBJECT {
         return Err(Fault::bad_request(format!(
@@ -137,7 +142,7 @@ fn check_unsupported(call: &Call<App>) -> Result<(), Fault> {
 
 pub(super) async fn create(call: Call<App>) -> Outcome {
     let place = place(&call);
-    enter(&call, &place, Deed::Write).await?;
+    let container = enter(&call, &place, Deed::Write).await?;
     check_name(&place.name)?;
     check_unsupported(&call)?;
     if let Some(from) = call.header("x-copy-from").map(str::to_owned) {
@@ -153,7 +158,11 @@ pub(super) async fn create(call: Call<App>) -> Outcome {
         return Err(Fault::new(StatusCode::LENGTH_REQUIRED, "Missing Content-Length header."));
     }
     if length.is_some_and(|length| length > headers::FILE) {
-        return Err(Fault::too_large("Your request is too large."));
+        return Err(too_large());
+    }
+    let room = quota::room(&call.app.store, &place.account, (&place.container, &container)).await?;
+    if length.is_some_and(|length| length > room) {
+        return Err(quota::exceeded());
     }
     if call.headers.contains_key("if-none-match") || call.headers.contains_key("if-match") {
         let known = records::find(&call.app.store, &place.account, &place.container, &place.name).await?;
@@ -168,7 +177,13 @@ pub(super) async fn create(call: Call<App>) -> Outcome {
         .filter(|text| !text.is_empty())
         .unwrap_or_else(|| guess(&place.name))
         .to_owned();
-    let body = call.take_stream();
+    let (body, passed) = match length {
+        Some(_) => (call.take_stream(), None),
+        None => {
+            let (body, passed) = quota::bounded(call.take_stream(), room.min(headers::FILE));
+            (body, Some(passed))
+        }
+    };
     let blob = BlobId::new();
     inner::reserve(&call.app, blob, 0).await?;
     let stored = inner::upload(&call.app, blob, length, false, body).await;
@@ -176,11 +191,15 @@ pub(super) async fn create(call: Call<App>) -> Outcome {
         Ok(info) => info,
         Err(refused) => {
             inner::abandon(&call.app, blob).await?;
-            return Err(upload_fault(refused));
+            return Err(match passed {
+                Some(passed) if passed.load(Ordering::Relaxed) && room < headers::FILE => quota::exceeded(),
+                Some(passed) if passed.load(Ordering::Relaxed) => too_large(),
+                Some(_) | None => upload_fault(refused),
+            });
         }
     };
     let claimed = call.header("etag").map(|etag| etag.trim_matches('"').to_ascii_lowercase());
-    if claimed.is_some_and(|etag| !etag.is_empty() && etag != info.md5) || info.bytes > headers::FILE {
+    if claimed.is_some_and(|etag| !etag.is_empty() && etag != info.md5) {
         inner::abandon(&call.app, blob).await?;
         return Err(Fault::new(StatusCode::UNPROCESSABLE_ENTITY, ""));
     }
@@ -205,8 +224,13 @@ async fn put(call: &Call<App>, place: &Place, object: &Object) -> Result<(), Fau
     call.app
         .store
         .tx(|tx| async move {
-            if records::container(&tx, &place.account, &place.container).await?.is_none() {
-                return Err(missing());
+            let container = records::container(&tx, &place.account, &place.container).await?;
+            let container = container.ok_or_else(missing)?;
+            if object.bytes > quota::room(&tx, &place.account, (&place.container, &container.meta)).await? {
+                return Err(quota::exceeded());
+            }
+            if !records::end_upload(&tx, object.blob).await? {
+                return Err(Fault::unavailable("The upload was not heard of for too long; upload it again."));
             }
             Ok(records::put(&tx, &place.account, &place.container, object).await?)
         })
@@ -282,8 +306,10 @@ async fn copy_to(call: &Call<App>, from: &Place, to: &Place) -> Outcome {
         .tx(|tx| async move {
             let found = records::find(&tx, &from.account, &from.container, &from.name).await?;
             let mut object = found.ok_or_else(missing)?;
-            if records::container(&tx, &to.account, &to.container).await?.is_none() {
-                return Err(missing());
+            let container = records::container(&tx, &to.account, &to.container).await?;
+            let container = container.ok_or_else(missing)?;
+            if object.bytes > quota::room(&tx, &to.account, (&to.container, &container.meta)).await? {
+                return Err(quota::exceeded());
             }
             if fresh {
                 object.meta.clear();

@@ -195,32 +195,53 @@ pub(super) async fn list_objects(
     rows.iter().map(object).collect()
 }
 
-/// Containers of an account: (name, updated).
+/// A container of a listing.
+pub(super) struct Held {
+    pub name: String,
+    pub updated_us: i64,
+    pub objects: i64,
+    pub bytes: i64,
+}
+
+macro_rules! held {
+    ($bounds:literal, $order:literal) => {
+        concat!(
+            "SELECT c.name, c.updated_us, CAST(count(o.name) AS BIGINT) AS n,
+                CAST(COALESCE(sum(o.bytes), 0) AS BIGINT) AS b
+             FROM (SELECT name, updated_us FROM object_containers WHERE account = $1 AND ",
+            $bounds,
+            " ORDER BY name ",
+            $order,
+            " LIMIT $4) c
+             LEFT JOIN object_objects o ON o.account = $1 AND o.container = c.name
+             GROUP BY c.name, c.updated_us ORDER BY c.name ",
+            $order
+        )
+    };
+}
+
+/// Containers of an account with what is in them.
 pub(super) async fn list_containers(
     query: &impl Query,
     account: &str,
     slice: &Slice<'_>,
-) -> Result<Vec<(String, i64)>, StoreError> {
+) -> Result<Vec<Held>, StoreError> {
     let sql = match (slice.inclusive, slice.reverse) {
-        (false, false) => {
-            "SELECT name, updated_us FROM object_containers WHERE account = $1 AND name > $2 AND name < $3
-             ORDER BY name LIMIT $4"
-        }
-        (true, false) => {
-            "SELECT name, updated_us FROM object_containers WHERE account = $1 AND name >= $2 AND name < $3
-             ORDER BY name LIMIT $4"
-        }
-        (false, true) => {
-            "SELECT name, updated_us FROM object_containers WHERE account = $1 AND name > $2 AND name < $3
-             ORDER BY name DESC LIMIT $4"
-        }
-        (true, true) => {
-            "SELECT name, updated_us FROM object_containers WHERE account = $1 AND name >= $2 AND name < $3
-             ORDER BY name DESC LIMIT $4"
-        }
+        (false, false) => held!("name > $2 AND name < $3", "ASC"),
+        (true, false) => held!("name >= $2 AND name < $3", "ASC"),
+        (false, true) => held!("name > $2 AND name < $3", "DESC"),
+        (true, true) => held!("name >= $2 AND name < $3", "DESC"),
     };
     let rows = query.rows(sql, bound(slice, args![account])).await?;
-    rows.iter().map(|row| Ok((text(row, "name")?, row.int("updated_us")?))).collect()
+    let held = |row: &Row| {
+        Ok(Held {
+            name: text(row, "name")?,
+            updated_us: row.int("updated_us")?,
+            objects: row.int("n")?,
+            bytes: row.int("b")?,
+        })
+    };
+    rows.iter().map(held).collect()
 }
 
 pub(super) async fn find(
@@ -238,7 +259,7 @@ pub(super) async fn find(
     row.as_ref().map(object).transpose()
 }
 
-/// Puts an object's row in place of the former one, whose blob is then free; the new blob's upload is over.
+/// Puts an object's row in place of the former one, whose blob is then free.
 pub(super) async fn put(tx: &Tx, account: &str, container: &str, new: &Object) -> Result<(), StoreError> {
     remove(tx, account, container, &new.name).await?;
     let size = i64::try_from(new.bytes).unwrap_or(i64::MAX);
@@ -258,7 +279,6 @@ pub(super) async fn put(tx: &Tx, account: &str, container: &str, new: &Object) -
         ],
     )
     .await?;
-    tx.exec("DELETE FROM object_uploads WHERE blob = $1", args![new.blob]).await?;
     tx.exec("DELETE FROM object_dead WHERE blob = $1", args![new.blob]).await.map(drop)
 }
 
@@ -306,4 +326,14 @@ pub(super) async fn touch_upload(tx: &Tx, blob: BlobId, at: i64) -> Result<(), S
     )
     .await
     .map(drop)
+}
+
+/// The same for a blob that is still reserved: one whose reservation ran out stays without.
+pub(super) async fn keep_upload(tx: &Tx, blob: BlobId, at: i64) -> Result<(), StoreError> {
+    tx.exec("UPDATE object_uploads SET touched_us = $1 WHERE blob = $2", args![at, blob]).await.map(drop)
+}
+
+/// The blob is written and gets a row; `false` when its reservation ran out, and with it the collector's patience.
+pub(super) async fn end_upload(tx: &Tx, blob: BlobId) -> Result<bool, StoreError> {
+    Ok(tx.exec("DELETE FROM object_uploads WHERE blob = $1", args![blob]).await? > 0)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 async fn cloud() -> (Cloud, Fake) {
     let (cloud, fake) = (Cloud::new().await, Fake::default());
-    cloud.daemon("block", fake.router());
+    fake.serve(&cloud);
     (cloud, fake)
 }
 
@@ -171,4 +171,78 @@ async fn deleting_wakes_the_collector() {
         assert!(Instant::now() < deadline, "the blob is not collected");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test]
+async fn quotas_hold_for_accounts_and_containers() {
+    let (cloud, fake) = cloud().await;
+    put(&cloud, "/c", &[], b"").await;
+    let quota = |value: &'static str| [("x-account-meta-quota-bytes", value)];
+    assert_eq!(ask(&cloud, "demo", "POST", "", &quota("10")).await.status, 403);
+    assert_eq!(ask(&cloud, "admin", "POST", "", &quota("ten")).await.status, 400);
+    assert_eq!(ask(&cloud, "admin", "POST", "", &quota("10")).await.status, 204);
+    assert_eq!(put(&cloud, "/c/a", &[], b"12345678").await.status, 201);
+    let refused = put(&cloud, "/c/b", &[], b"123").await;
+    assert_eq!((refused.status, &refused.bytes[..]), (413, &b"Upload exceeds quota."[..]));
+    let chunked = [("transfer-encoding", "chunked")];
+    let body = Bytes::from_static(b"123");
+    assert_eq!(cloud.call_with("demo", "PUT", &at("/c/b"), &chunked, body).await.status, 413);
+    let copy = [("destination", "/c/copy")];
+    assert_eq!(ask(&cloud, "demo", "COPY", "/c/a", &copy).await.status, 413);
+    super::garbage::collect(&cloud.app).await.unwrap();
+    assert_eq!(fake.with(|held| held.blobs.len()), 1, "nothing is kept of what was refused");
+    let remove = [("x-remove-account-meta-quota-bytes", "x")];
+    assert_eq!(ask(&cloud, "demo", "POST", "", &remove).await.status, 403);
+    assert_eq!(ask(&cloud, "admin", "POST", "", &remove).await.status, 204);
+    assert_eq!(put(&cloud, "/c/b", &[], b"123").await.status, 201);
+
+    let set =
+        async |name: &str, value: &str| ask(&cloud, "demo", "POST", "/c", &[(name, value)]).await.status;
+    assert_eq!(set("x-container-meta-quota-count", "-1").await, 400);
+    assert_eq!(set("x-container-meta-quota-count", "2").await, 204);
+    assert_eq!(put(&cloud, "/c/d", &[], b"").await.status, 413);
+    assert_eq!(set("x-remove-container-meta-quota-count", "x").await, 204);
+    assert_eq!(set("x-container-meta-quota-bytes", "12").await, 204);
+    assert_eq!(put(&cloud, "/c/d", &[], b"12").await.status, 413);
+    assert_eq!(put(&cloud, "/c/d", &[], b"1").await.status, 201);
+    let info = cloud.call("", "GET", "/object-store/info", None).await.json;
+    assert!(info["account_quotas"].is_object() && info["container_quotas"].is_object(), "{info}");
+}
+
+#[tokio::test]
+async fn a_listing_of_containers_has_their_counts() {
+    let (cloud, _fake) = cloud().await;
+    for container in ["/a", "/b", "/c"] {
+        put(&cloud, container, &[], b"").await;
+    }
+    put(&cloud, "/b/x", &[], b"123").await;
+    put(&cloud, "/b/y", &[], b"45").await;
+    put(&cloud, "/c/x", &[], b"6").await;
+    let json = ask(&cloud, "demo", "GET", "", &[]).await.json;
+    let rows = json.as_array().unwrap().iter();
+    let rows: Vec<_> =
+        rows.map(|row| (row["name"].as_str(), row["count"].as_i64(), row["bytes"].as_i64())).collect();
+    let row = |name, count, bytes| (Some(name), Some(count), Some(bytes));
+    assert_eq!(rows, [row("a", 0, 0), row("b", 2, 5), row("c", 1, 1)]);
+    let json = ask(&cloud, "demo", "GET", "?reverse=true&limit=1&marker=c", &[]).await.json;
+    assert_eq!(
+        (json[0]["name"].as_str(), json[0]["count"].as_i64(), json.get(1)),
+        (Some("b"), Some(2), None)
+    );
+}
+
+#[tokio::test]
+async fn nobody_may_write_by_referrer() {
+    let (cloud, _fake) = cloud().await;
+    let refused = put(&cloud, "/c", &[("x-container-write", ".r:*")], b"").await;
+    assert_eq!(refused.status, 400, "{refused:?}");
+    assert_eq!(ask(&cloud, "demo", "HEAD", "/c", &[]).await.status, 404);
+    assert_eq!(put(&cloud, "/c", &[("x-container-read", ".ref:*,,.rlistings")], b"").await.status, 201);
+    assert_eq!(ask(&cloud, "demo", "POST", "/c", &[("x-container-write", ".referrer:*")]).await.status, 400);
+    let shown = ask(&cloud, "demo", "HEAD", "/c", &[]).await;
+    assert_eq!(
+        (header(&shown, "x-container-read"), header(&shown, "x-container-write")),
+        (".r:*,.rlistings", "")
+    );
+    assert_eq!(ask(&cloud, "", "GET", "/c", &[]).await.status, 200, "everybody may read");
 }

@@ -4,7 +4,7 @@ mod digest;
 mod stream;
 
 pub use digest::Digests;
-pub use stream::{Span, read_body, receive};
+pub use stream::receive;
 
 use crate::pool::{Making, Pool};
 use crate::sys;

@@ -1,21 +1,17 @@
-//! Bytes of blobs in and out of the socket.
+//! Bytes of blobs into the pool.
 
 use super::{BlobInfo, Digests, publish};
 use crate::pool::Pool;
 use crate::sys;
-use axum::body::{Body, BodyDataStream};
-use bytes::{Bytes, BytesMut};
+use axum::body::BodyDataStream;
+use bytes::Bytes;
 use futures::StreamExt;
-use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use wire::Refused;
 use wire::ids::BlobId;
 
-/// Bytes read from disk at once on the way out.
-const CHUNK: usize = 512 << 10;
 /// Chunks in flight between the socket and the disk.
 const DEPTH: usize = 8;
 /// Bytes after which write-back is started and the free space looked at.
@@ -110,99 +106,4 @@ fn write(
         }
     }
     publish(pool, making, id, digests)
-}
-
-/// A range of bytes to send, `start <= end`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// First byte.
-    pub start: u64,
-    /// One past the last byte.
-    pub end: u64,
-}
-
-impl Span {
-    /// Reads a `Range` header about content of `length` bytes. `None` for what RFC 9110 says to ignore (another unit,
-    /// several ranges, nonsense); `Some(Err)` when nothing of it can be satisfied.
-    #[must_use]
-    pub fn parse(header: &str, length: u64) -> Option<Result<Self, ()>> {
-        let (first, last) = header.trim().strip_prefix("bytes=")?.split_once('-')?;
-        let number = |text: &str| {
-            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
-        };
-        let (first, last) = (first.trim(), last.trim());
-        if first.is_empty() {
-            let suffix = number(last)?;
-            return Some(if suffix == 0 || length == 0 {
-                Err(())
-            } else {
-                Ok(Self { start: length.saturating_sub(suffix), end: length })
-            });
-        }
-        let start = number(first)?;
-        let end = if last.is_empty() { u64::MAX } else { number(last)?.saturating_add(1) };
-        if end <= start {
-            return None;
-        }
-        Some(if start >= length { Err(()) } else { Ok(Self { start, end: end.min(length) }) })
-    }
-}
-
-/// A body that reads a span of a file, a few chunks ahead of the socket.
-pub fn read_body(file: File, span: Span) -> Body {
-    let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(2);
-    tokio::task::spawn_blocking(move || {
-        let mut at = span.start;
-        while at < span.end {
-            let wanted = usize::try_from(span.end - at).unwrap_or(CHUNK).min(CHUNK);
-            let mut chunk = BytesMut::zeroed(wanted);
-            let piece = match file.read_at(&mut chunk, at) {
-                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => {
-                    chunk.truncate(read);
-                    at = at.saturating_add(read as u64);
-                    Ok(chunk.freeze())
-                }
-                Err(error) => Err(error),
-            };
-            let failed = piece.is_err();
-            if sender.blocking_send(piece).is_err() || failed {
-                return;
-            }
-        }
-    });
-    Body::from_stream(futures::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|piece| (piece, receiver))
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn ranges_as_the_standard_says() {
-        let span = |start, end| Some(Ok(Span { start, end }));
-        assert_eq!(Span::parse("bytes=0-3", 10), span(0, 4));
-        assert_eq!(Span::parse("bytes=4-", 10), span(4, 10));
-        assert_eq!(Span::parse("bytes=-3", 10), span(7, 10));
-        assert_eq!(Span::parse("bytes=-30", 10), span(0, 10));
-        assert_eq!(Span::parse("bytes=5-99999999999999999999999", 10), span(5, 10));
-        assert_eq!(Span::parse("bytes=10-", 10), Some(Err(())));
-        assert_eq!(Span::parse("bytes=-0", 10), Some(Err(())));
-        for ignored in ["bytes=3-1", "bytes=0-1,3-4", "lines=0-1", "bytes=a-", "bytes=-", "", "bytes=+1-2"] {
-            assert_eq!(Span::parse(ignored, 10), None, "{ignored}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_span_lies_within_the_content(header in "bytes=[0-9]{0,22}-[0-9]{0,22}", length in 0u64..1000) {
-            if let Some(Ok(span)) = Span::parse(&header, length) {
-                prop_assert!(span.start < span.end && span.end <= length);
-            }
-        }
-    }
 }

@@ -9,12 +9,15 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use wire::block::BlobInfo;
 use wire::cloud::{Ground, Warrant};
+use wire::fd::{FdReply, FdRequest};
 use wire::ids::{BlobId, CloudId};
 use wire::{Health, Refused};
 
@@ -124,7 +127,11 @@ impl Lab {
 
     async fn launch(&self, more: &str, crash: Option<u32>) -> Daemon {
         let child = self.command(more, crash).stdin(Stdio::null()).spawn().unwrap();
-        let daemon = Daemon { child, client: Client::new(self.dir.path().join("blockd.sock")) };
+        let daemon = Daemon {
+            child,
+            client: Client::new(self.dir.path().join("blockd.sock")),
+            files: self.dir.path().join("blockd.fd.sock"),
+        };
         let deadline = Instant::now() + Duration::from_secs(10);
         while daemon.client.call(&Health {}).await.is_err() {
             assert!(Instant::now() < deadline, "blockd does not answer");
@@ -156,6 +163,7 @@ impl Drop for Lab {
 pub struct Daemon {
     child: Child,
     pub client: Client,
+    files: PathBuf,
 }
 
 impl Drop for Daemon {
@@ -198,14 +206,22 @@ impl Daemon {
         assert!(self.client.send(request, Body::from_stream(pieces)).await.is_err());
     }
 
-    pub async fn get(&self, id: BlobId, range: Option<&str>) -> Result<(u16, Vec<u8>), Refused> {
-        let mut request = Request::get(format!("/v1/blob/{id}"));
-        if let Some(range) = range {
-            request = request.header("range", range);
+    /// Reads a blob's file, which must not be writable.
+    pub fn get(&self, id: BlobId) -> Result<Vec<u8>, Refused> {
+        let socket = base::fdpass::connect(&self.files).unwrap();
+        let request = serde_json::to_vec(&FdRequest::Blob { blob: id }).unwrap();
+        base::fdpass::send(socket.as_fd(), &request, &[]).unwrap();
+        let (bytes, mut fds) = base::fdpass::receive(socket.as_fd()).unwrap();
+        match serde_json::from_slice(&bytes).unwrap() {
+            FdReply::Here => {
+                let mut file = std::fs::File::from(fds.pop().unwrap());
+                assert!(file.write_all(b"x").is_err(), "a blob can be written to");
+                let mut content = Vec::new();
+                file.read_to_end(&mut content).unwrap();
+                Ok(content)
+            }
+            FdReply::Refused(refused) => Err(refused),
         }
-        let answer = self.client.send(request, Body::empty()).await?;
-        let status = answer.status().as_u16();
-        Ok((status, answer.into_body().collect().await.map_err(broken)?.to_bytes().to_vec()))
     }
 }
 
