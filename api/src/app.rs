@@ -1,7 +1,7 @@
 //! The composition root: what every service works with, and which services there are.
 
 use crate::config::Config;
-use crate::{cloud, compute, identity, image, network, object, placement, volume};
+use crate::{cloud, compute, identity, image, network, object, placement, pool, volume};
 use api_kit::{BoxFuture, Fault, Service};
 use base::metrics::Metrics;
 use base::reconcile::Nudge;
@@ -160,6 +160,7 @@ pub fn workers(tasks: Tasks) -> Workers<App> {
 pub fn reconcilers() -> Vec<Reconciler> {
     let mut all = identity::reconcilers();
     all.extend(cloud::reconcilers());
+    all.extend(pool::reconcilers());
     all.extend(image::reconcilers());
     all.extend(object::reconcilers());
     all.extend(volume::reconcilers());

@@ -21,6 +21,7 @@ pub mod image;
 pub mod network;
 pub mod object;
 pub mod placement;
+pub mod pool;
 pub mod serve;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -8,7 +8,7 @@ use crate::bootstrap::Params;
 use api_kit::Fault;
 use base::store::{Query, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
-use wire::ids::ServerId;
+use wire::ids::{DiskId, ServerId};
 use wire::metadata::{MetadataReply, ReadMetadata};
 
 /// Answers a guest's metadata request.
@@ -31,6 +31,15 @@ pub async fn server_exists(app: &App, id: ServerId) -> Result<bool, Fault> {
 /// When the database fails.
 pub async fn uses_volume(query: &impl Query, server: ServerId, volume: &str) -> Result<bool, StoreError> {
     Ok(attachments::of_volume(query, server, volume).await?.is_some())
+}
+
+/// The disks that are servers' own, made or yet to be made.
+///
+/// # Errors
+/// When the database fails.
+pub async fn disks(query: &impl Query) -> Result<Vec<DiskId>, StoreError> {
+    let servers = servers::all(query).await?;
+    Ok(servers.iter().flat_map(|server| server.body.disks.all().map(|disk| disk.id)).collect())
 }
 
 /// (id, name, vCPUs, MiB, GiB) of the flavors that a fresh system has.

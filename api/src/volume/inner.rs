@@ -6,7 +6,7 @@ use super::rules::{self, Wanted, missing};
 use super::tasks::{bytes, disk};
 use crate::app::App;
 use api_kit::{Caller, Fault};
-use base::store::Tx;
+use base::store::{Query, StoreError, Tx};
 use base::task::Stop;
 use uuid::Uuid;
 use wire::block::{DiskSource, EnsureDisk};
@@ -224,4 +224,13 @@ pub async fn delete(app: &App, volume_id: &str) -> Result<(), Fault> {
         Err(fault) if fault.status == 404 => Ok(()),
         done => done,
     }
+}
+
+/// Ids of all volumes and snapshots, which are also those of their disks and reflinks, made or yet to be made.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn named(query: &impl Query) -> Result<Vec<String>, StoreError> {
+    let sql = "SELECT id FROM volume_volumes UNION ALL SELECT id FROM volume_snapshots";
+    query.rows(sql, base::args![]).await?.iter().map(|row| row.text("id")).collect()
 }

@@ -7,7 +7,7 @@ use base::task::{Crash, CrashPoint, Workers};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::ids::ServerId;
+use wire::ids::{DiskId, ServerId, SnapshotId};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -17,7 +17,7 @@ fn at(path: &str) -> String {
 
 async fn cloud() -> (Cloud, Fake) {
     let (cloud, fake) = (Cloud::new().await, Fake::default());
-    cloud.daemon("block", fake.router());
+    fake.serve(&cloud);
     (cloud, fake)
 }
 
@@ -347,4 +347,48 @@ async fn the_path_names_the_callers_project_and_lists_are_filtered_before_they_a
     }
     let own = format!("/volume/v3/{}/volumes/{id}", ADMIN_PROJECT);
     assert_eq!(cloud.call("admin", "GET", &own, None).await.status, 200);
+}
+
+#[tokio::test]
+async fn disks_and_snapshots_that_nobody_names_are_removed() {
+    let (cloud, fake) = cloud().await;
+    cloud.start();
+    let kept = volume(&cloud, 1).await;
+    let body = json!({"snapshot": {"volume_id": kept, "name": "s"}});
+    let snapshot = id(&cloud.call("demo", "POST", &at("/snapshots"), Some(body)).await, "snapshot");
+    wait(&cloud, &format!("/snapshots/{snapshot}"), "snapshot", "available").await;
+    let (lost, lost_snapshot, working) = (DiskId::new(), SnapshotId::new(), SnapshotId::new());
+    fake.with(|held| {
+        held.disks.insert(lost, 1 << 30);
+        held.snapshots.insert(lost_snapshot, lost);
+        held.snapshots.insert(working, lost);
+    });
+    // A task without workers of its kind: it stays live, and names a snapshot in its step.
+    let store = &cloud.app.store;
+    let step = &json!({"step": "fill", "snapshot": working}).to_string();
+    store
+        .tx(|tx| async move {
+            let sql =
+                "INSERT INTO tasks (id, kind, subject, request_id, state, step, entered, attempts, due_ms,
+                lease_until_ms, superseded, created_ms, updated_ms)
+                VALUES ('t', 'test.none', 'test:1', 'r', 'live', $1, '[]', 0, 0, 0, 0, 0, 0)";
+            tx.exec(sql, base::args![step]).await
+        })
+        .await
+        .unwrap();
+    crate::pool::scan(&cloud.app).await.unwrap();
+    let left = fake
+        .with(|held| (held.disks.keys().map(DiskId::to_string).collect::<Vec<_>>(), held.snapshots.len()));
+    assert_eq!(left, (vec![kept.clone()], 2));
+    assert!(
+        fake.with(
+            |held| held.snapshots.contains_key(&working) && !held.snapshots.contains_key(&lost_snapshot)
+        )
+    );
+
+    // Not by the word of a database that does not know them because it is another cloud's.
+    let other = Cloud::new().await;
+    fake.serve(&other);
+    crate::pool::scan(&other.app).await.unwrap_err();
+    assert_eq!(fake.with(|held| (held.disks.len(), held.snapshots.len())), (1, 2));
 }

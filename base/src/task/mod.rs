@@ -239,6 +239,20 @@ impl Tasks {
         query.rows(sql, args![format!("{prefix}%")]).await?.iter().map(view).collect()
     }
 
+    /// The steps of all tasks that are not over, entered ones too, as JSON: what they name is in use.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn live_steps(query: &impl Query) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT step, entered, next_step FROM tasks WHERE state IN ('live', 'undoing')";
+        let rows = query.rows(sql, args![]).await?;
+        let all = |row: &Row| {
+            let next = row.opt_text("next_step")?.unwrap_or_default();
+            Ok(format!("{} {} {next}", row.text("step")?, row.text("entered")?))
+        };
+        rows.iter().map(all).collect()
+    }
+
     /// All tasks of a subject, the newest first, at most 200.
     ///
     /// # Errors

@@ -150,6 +150,17 @@ async fn what_the_host_does_is_what_users_see() {
 }
 
 #[tokio::test]
+async fn the_pools_collector_leaves_servers_disks_alone() {
+    let world = World::on(sqlite().await).await;
+    world.server().await;
+    let before = world.has.lock().unwrap().disks.clone();
+    assert!(!before.is_empty());
+    world.has.lock().unwrap().disks.insert(wire::ids::DiskId::new());
+    crate::pool::scan(&world.cloud.app).await.unwrap();
+    assert_eq!(world.has.lock().unwrap().disks, before);
+}
+
+#[tokio::test]
 async fn guests_read_who_they_are() {
     let world = World::on(sqlite().await).await;
     let made = world.call_at("2.1", "POST", "/os-keypairs", Some(json!({"keypair": {"name": "k"}}))).await;

@@ -118,6 +118,7 @@ fn host(has: &Arc<Mutex<Has>>) -> Router {
 
 fn block(has: &Arc<Mutex<Has>>) -> Router {
     let (disk, no_disk, copy, no_copy) = (has.clone(), has.clone(), has.clone(), has.clone());
+    let list = has.clone();
     Router::new()
         .serve(move |call: EnsureDisk| {
             let has = disk.clone();
@@ -152,8 +153,19 @@ fn block(has: &Arc<Mutex<Has>>) -> Router {
         })
         .serve(|_: InspectImage| async move { Ok(ImageFacts { virtual_bytes: 900 << 20 }) })
         .serve(|_: ForgetBlob| async move { Ok(()) })
-        .serve(|_: ListPool| async move {
-            Ok(Pool { total_bytes: 100 << 30, free_bytes: 90 << 30, ..Pool::default() })
+        .serve(move |_: ListPool| {
+            let has = list.clone();
+            async move {
+                let has = has.lock().unwrap();
+                let (disks, snapshots) = (has.disks.iter().copied(), has.snapshots.iter().copied());
+                Ok(Pool {
+                    total_bytes: 100 << 30,
+                    free_bytes: 90 << 30,
+                    disks: disks.collect(),
+                    snapshots: snapshots.collect(),
+                    ..Pool::default()
+                })
+            }
         })
 }
 
