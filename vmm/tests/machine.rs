@@ -6,7 +6,9 @@ mod common;
 
 use common::asm::{Asm, DATA, printed};
 use common::{Guest, Plan, file, kvm};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 use wire::MiB;
 use wire::ids::{Mac, PortId};
@@ -404,6 +406,58 @@ fn memory_in_the_balloon_goes_back_to_the_host() {
     assert_eq!((status.target, status.actual, status.given_back), (8 << 20, 8 << 20, 8 << 20));
     guest.done(&MachineCall::Stop);
     assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::Stopped);
+}
+
+#[test]
+fn a_host_s_program_talks_to_one_in_the_guest() {
+    if !kvm() {
+        return;
+    }
+    const VSOCK: u32 = 0xc000_0000 + 29 * 0x4000;
+    const RECEIVED: u32 = DATA + 0x4000;
+    const SENT: u32 = DATA + 0x1_4000;
+    // The guest's second and third queues, then the first and DRIVER_OK.
+    let mut asm = Asm::new().pci_write(29, 0x04, 6);
+    for queue in 1..3_u16 {
+        let base = DATA + 0x1_0000 * u32::from(queue);
+        asm = asm.write16(VSOCK + 0x16, queue).write16(VSOCK + 0x18, 8);
+        for (register, address) in [(0x20, 0), (0x28, 0x1000), (0x30, 0x2000)] {
+            asm = asm.write32(VSOCK + register, base + address);
+        }
+        asm = asm.write16(VSOCK + 0x1c, 1);
+    }
+    asm = start_device(asm, 29, VSOCK);
+    // Two buffers of 256 bytes, one for the request and one for data.
+    for index in 0..2_u32 {
+        let at = DATA + 16 * index;
+        asm = asm.write32(at, RECEIVED + 0x100 * index).write32(at + 8, 0x100).write32(at + 12, 2);
+    }
+    asm = asm.write32(DATA + 0x1004, 1 << 16).write32(DATA + 0x1000, 2 << 16).write16(VSOCK + 0x2000, 0);
+    asm = asm.print("ready ").until(0xffff_0000, |asm| asm.read32(DATA + 0x2000));
+    // The operation, then an answer: address, ports (`mov [SENT + 20], eax`), Response, room.
+    asm = asm.read32(RECEIVED + 28).print_eax();
+    asm = asm.read32(RECEIVED + 16).raw(&[0xa3]).raw(&(SENT + 20).to_le_bytes());
+    asm = asm.write32(SENT, 7).write32(SENT + 8, 2).write32(SENT + 16, 52);
+    asm = asm.write32(SENT + 28, 1 | (2 << 16)).write32(SENT + 36, 4096);
+    asm = asm.write32(DATA + 0x1_0000, SENT).write32(DATA + 0x1_0008, 44);
+    asm = asm.write32(DATA + 0x1_1000, 1 << 16).write16(VSOCK + 0x2004, 1);
+    asm = asm.until(0xfffe_0000, |asm| asm.read32(DATA + 0x2000));
+    asm = asm.read32(RECEIVED + 0x100 + 44).print_eax();
+    let mut plan = Plan::new(asm.power_off().elf());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vsock");
+    plan.vsock = Some((7, UnixListener::bind(&path).unwrap().into()));
+    // Before the guest is ready: it waits at the door.
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.write_all(b"CONNECT 52\n").unwrap();
+    let mut guest = Guest::start(plan);
+    let mut line = String::new();
+    BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("OK "), "{line}");
+    stream.write_all(b"ping").unwrap();
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff, "{}", guest.log());
+    let words = [0x0001_0001, u32::from_le_bytes(*b"ping")].map(printed).concat();
+    assert_eq!(guest.console(), format!("ready {words}"));
 }
 
 #[test]

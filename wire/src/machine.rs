@@ -68,6 +68,12 @@ pub struct MachineConfig {
     pub nics: Vec<NicConfig>,
     /// What the guest finds in its SMBIOS tables.
     pub identity: Identity,
+    /// A socket device; `None` for a machine without.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+    /// A virtio console beside the serial port; `None` for a machine without.
+    #[serde(default)]
+    pub virtio_console: Option<ConsoleConfig>,
     /// Goes on from a snapshot instead of booting; vCPUs, memory, disks and interfaces are those that the snapshot has.
     #[serde(default)]
     pub restore: Option<RestoreConfig>,
@@ -125,6 +131,27 @@ pub struct BalloonConfig {
     pub target: MiB,
     /// The guest may take memory out of it before it runs out of memory.
     pub deflate_on_oom: bool,
+}
+
+/// A socket device (virtio-vsock): streams between programs on the host and in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockConfig {
+    /// The guest's address (CID), at least 3; nobody else's on this host.
+    pub cid: u32,
+    /// A listening unix `SOCK_STREAM` socket. Who connects writes `CONNECT PORT` and a line feed, and reads `OK LOCAL_PORT` and a line
+    /// feed before the stream.
+    pub listener_fd: Fd,
+}
+
+/// A virtio console (`hvc0`), with a log of its own like that of the serial port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleConfig {
+    /// Files of its bounded log, as [`MachineConfig::console_fds`].
+    pub log_fds: Vec<Fd>,
+    /// Limit of the log in bytes, all files together.
+    pub limit: u64,
+    /// Where the guest reads from: a pipe or socket.
+    pub input_fd: Option<Fd>,
 }
 
 /// A rate: a bucket of `burst` tokens that fills with `per_second`.

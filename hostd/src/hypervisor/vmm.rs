@@ -162,6 +162,8 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
         identity: Identity::default(),
         restore: None,
         balloon: None,
+        vsock: None,
+        virtio_console: None,
         jail: Some(JailConfig { uid: seat.uid, gid: seat.uid }),
     };
     let config_file = in_memory(&config).map_err(place::trouble("write the machine's configuration"))?;

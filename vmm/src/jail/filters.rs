@@ -220,13 +220,19 @@ const PR_SET_VMA: u64 = 0x5356_4d41;
 /// A device worker.
 pub const WORKER: &[&[Allow]] = &[COMMON, DEVICES];
 
+/// What talking to sockets that others opened needs beyond that.
+const TALK: &[Allow] = &[Any(libc::SYS_accept4), Any(libc::SYS_sendto), Any(libc::SYS_shutdown)];
+
+/// The worker of a device that talks to sockets.
+pub const SOCKETS: &[&[Allow]] = &[COMMON, DEVICES, TALK];
+
 /// The driver: what workers need, the control socket, and starting threads.
 pub const DRIVER: &[&[Allow]] = &[
     COMMON,
     DEVICES,
+    TALK,
     &[
         OneOf(libc::SYS_ioctl, 1, SNAPSHOT),
-        Any(libc::SYS_accept4),
         // For a disk that is plugged in; its worker then gives it up. Opening by a ring ends at Landlock.
         Any(libc::SYS_io_uring_setup),
         Any(libc::SYS_recvmsg),

@@ -38,6 +38,8 @@ pub enum ThreadKind {
     Vcpu,
     /// A device's worker.
     Worker,
+    /// The worker of a device that talks to sockets.
+    Sockets,
 }
 
 /// Why the jail could not be entered.
@@ -149,6 +151,7 @@ struct Programs {
     driver: BpfProgram,
     vcpu: BpfProgram,
     worker: BpfProgram,
+    sockets: BpfProgram,
 }
 
 static PROGRAMS: OnceLock<Programs> = OnceLock::new();
@@ -164,6 +167,7 @@ pub fn arm() -> Result<(), JailError> {
         driver: compile(filters::DRIVER).map_err(bad)?,
         vcpu: compile(filters::VCPU).map_err(bad)?,
         worker: compile(filters::WORKER).map_err(bad)?,
+        sockets: compile(filters::SOCKETS).map_err(bad)?,
     };
     let _ = PROGRAMS.set(programs);
     Ok(())
@@ -183,6 +187,7 @@ pub fn confine(kind: ThreadKind) -> std::io::Result<()> {
         }
         ThreadKind::Vcpu => apply(&programs.vcpu),
         ThreadKind::Worker => apply(&programs.worker),
+        ThreadKind::Sockets => apply(&programs.sockets),
     }
 }
 

@@ -22,7 +22,8 @@ fn under(kind: ThreadKind, act: fn()) -> WaitStatus {
     }
 }
 
-const KINDS: [ThreadKind; 3] = [ThreadKind::Driver, ThreadKind::Vcpu, ThreadKind::Worker];
+const KINDS: [ThreadKind; 4] =
+    [ThreadKind::Driver, ThreadKind::Vcpu, ThreadKind::Worker, ThreadKind::Sockets];
 
 #[test]
 fn forbidden_calls_kill() {
@@ -199,7 +200,8 @@ fn a_worker_needs_nothing_that_the_driver_may_not() {
         lists.iter().copied().flatten().map(call).collect()
     };
     assert!(calls(filters::WORKER).is_subset(&calls(filters::DRIVER)));
-    for list in [filters::DRIVER, filters::VCPU, filters::WORKER] {
+    assert!(calls(filters::SOCKETS).is_subset(&calls(filters::DRIVER)));
+    for list in [filters::DRIVER, filters::VCPU, filters::WORKER, filters::SOCKETS] {
         // Lists of values for one argument add up.
         let plain = |allow: &&Allow| !matches!(allow, Allow::OneOf(libc::SYS_ioctl, ..));
         let all: usize = list.iter().map(|part| part.iter().filter(plain).count()).sum();

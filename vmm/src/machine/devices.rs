@@ -7,8 +7,10 @@ use crate::jail::{ThreadKind, confine};
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Blk, BlkConfig};
+use crate::virtio::console::{Console, Output};
 use crate::virtio::net::{Net, NetConfig};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 use crate::virtio::worker::Confine;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -37,6 +39,19 @@ pub fn balloon(config: BalloonConfig) -> Made {
     let mut device = Balloon::new(config.deflate_on_oom, worker());
     device.set_balloon(config.target.bytes().unwrap_or(u64::MAX));
     (Role::Balloon, Box::new(device))
+}
+
+/// A socket device on a listening socket.
+#[must_use]
+pub fn vsock(cid: u32, listener: OwnedFd) -> Made {
+    let confine: Confine = Box::new(|| confine(ThreadKind::Sockets));
+    (Role::Vsock, Box::new(Vsock::new(cid, listener, confine)))
+}
+
+/// A virtio console.
+#[must_use]
+pub fn console(output: Output, input: Option<OwnedFd>) -> Made {
+    (Role::Console, Box::new(Console::new(output, input, worker())))
 }
 
 /// Most queues that a disk has for vCPUs of its machine: beyond, threads cost more than they bring.

@@ -10,6 +10,7 @@ use crate::jail::{self, Fork, JailError, ThreadKind};
 use crate::snapshot::{self, SlotState, SnapshotError};
 use crate::virtio::blk::BlkConfig;
 use crate::virtio::net::MAX_PAIRS;
+use crate::virtio::vsock::LEAST_GUEST;
 use kvm_ioctls::Kvm;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -120,11 +121,7 @@ fn serve(
         );
     }
 
-    let console = ConsoleLog::new(
-        descriptors.take(*config.console_fds.first().unwrap_or(&-1))?.into(),
-        descriptors.take(*config.console_fds.get(1).unwrap_or(&-1))?.into(),
-        config.console_limit,
-    )?;
+    let console = console_log(descriptors, &config.console_fds, config.console_limit)?;
     let kvm = descriptors.take(config.kvm_fd)?.into_raw_fd();
     // SAFETY: the descriptor is open and ours alone, as `Descriptors` found.
     let kvm = unsafe { Kvm::from_raw_fd(kvm) };
@@ -144,6 +141,13 @@ fn serve(
     let (role, device) = devices::entropy().map_err(plugged)?;
     let mut made = vec![(role, device)];
     made.extend(config.balloon.map(devices::balloon));
+    if let Some(vsock) = config.vsock {
+        made.push(devices::vsock(vsock.cid, descriptors.take(vsock.listener_fd)?));
+    }
+    if let Some(console) = &config.virtio_console {
+        let log = console_log(descriptors, &console.log_fds, console.limit)?;
+        made.push(devices::console(Box::new(log), descriptors.take_optional(console.input_fd)?));
+    }
     for nic in &config.nics {
         let taps = std::iter::once(&nic.fd).chain(&nic.more_fds).map(|fd| descriptors.take(*fd));
         let taps = taps.collect::<Result<Vec<_>, _>>()?;
@@ -205,6 +209,11 @@ fn origin(
     }
 }
 
+fn console_log(descriptors: &mut Descriptors, fds: &[Fd], limit: u64) -> Result<ConsoleLog, ServeError> {
+    let mut take = |index: usize| descriptors.take(*fds.get(index).unwrap_or(&-1)).map(File::from);
+    Ok(ConsoleLog::new(take(0)?, take(1)?, limit)?)
+}
+
 fn read_config(fd: Fd) -> Result<MachineConfig, ServeError> {
     let file = Descriptors::default().take(fd)?;
     let mut text = Vec::new();
@@ -215,11 +224,17 @@ fn read_config(fd: Fd) -> Result<MachineConfig, ServeError> {
 
 fn check(config: &MachineConfig) -> Result<(), ServeError> {
     let wrong = |text: String| Err(ServeError::Config(text));
-    if config.console_fds.len() != 2 {
-        return wrong(format!(
-            "{} console files are named; it takes two, current and previous",
-            config.console_fds.len()
-        ));
+    let logs = [Some(&config.console_fds), config.virtio_console.as_ref().map(|console| &console.log_fds)];
+    for fds in logs.into_iter().flatten() {
+        if fds.len() != 2 {
+            return wrong(format!(
+                "{} console files are named; it takes two, current and previous",
+                fds.len()
+            ));
+        }
+    }
+    if let Some(vsock) = config.vsock.filter(|vsock| vsock.cid < LEAST_GUEST) {
+        return wrong(format!("the guest's socket address is {}; it is at least {LEAST_GUEST}", vsock.cid));
     }
     if config.disks.len() > MAX_DISKS || config.nics.len() > MAX_NICS {
         let (disks, nics) = (config.disks.len(), config.nics.len());

@@ -21,6 +21,8 @@ const RNG_SLOT: RangeInclusive<u8> = 1..=1;
 const NIC_SLOTS: RangeInclusive<u8> = 2..=9;
 const DISK_SLOTS: RangeInclusive<u8> = 10..=27;
 const BALLOON_SLOT: RangeInclusive<u8> = 28..=28;
+const VSOCK_SLOT: RangeInclusive<u8> = 29..=29;
+const CONSOLE_SLOT: RangeInclusive<u8> = 30..=30;
 const _: () = assert!(MAX_NICS == 8 && MAX_DISKS == 18);
 
 /// What a device is to the outside.
@@ -31,6 +33,10 @@ pub enum Role {
     Rng,
     /// The balloon.
     Balloon,
+    /// The socket device.
+    Vsock,
+    /// The virtio console.
+    Console,
     /// A disk.
     Disk {
         /// Its name.
@@ -48,6 +54,8 @@ impl fmt::Display for Role {
         match self {
             Self::Rng => f.write_str("entropy device"),
             Self::Balloon => f.write_str("balloon"),
+            Self::Vsock => f.write_str("socket device"),
+            Self::Console => f.write_str("virtio console"),
             Self::Disk { key } => write!(f, "disk '{key}'"),
             Self::Nic { port } => write!(f, "network interface {port}"),
         }
@@ -133,6 +141,8 @@ impl Slots {
         let (mut slots, name, taken) = match &role {
             Role::Rng => (RNG_SLOT, role.to_string(), None),
             Role::Balloon => (BALLOON_SLOT, role.to_string(), None),
+            Role::Vsock => (VSOCK_SLOT, role.to_string(), None),
+            Role::Console => (CONSOLE_SLOT, role.to_string(), None),
             Role::Disk { key } => (DISK_SLOTS, role.to_string(), self.disk(key)),
             Role::Nic { port } => (NIC_SLOTS, role.to_string(), self.nic(*port)),
         };
@@ -300,7 +310,7 @@ impl Slots {
                     driver_ok: device.driver_ok(),
                 })
             }
-            Role::Rng | Role::Balloon | Role::Nic { .. } => None,
+            Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Nic { .. } => None,
         });
         disks.collect()
     }
@@ -313,7 +323,7 @@ impl Slots {
                 let driver_ok = entry.device().driver_ok();
                 Some(NicStatus { port: *port, unplugging: entry.unplugging, driver_ok })
             }
-            Role::Rng | Role::Balloon | Role::Disk { .. } => None,
+            Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Disk { .. } => None,
         });
         nics.collect()
     }

@@ -17,6 +17,7 @@
 pub mod balloon;
 pub mod blk;
 pub mod chain;
+pub mod console;
 pub mod limit;
 pub mod net;
 pub mod rng;
@@ -24,6 +25,7 @@ pub mod rng;
 pub mod testing;
 pub mod transport;
 pub mod vring;
+pub mod vsock;
 pub mod worker;
 
 use serde::de::DeserializeOwned;
@@ -163,8 +165,12 @@ pub enum DeviceState {
     Blk(blk::BlkState),
     /// A network interface.
     Net(net::NetState),
+    /// A console, which knows nothing.
+    Console,
     /// An entropy device, which knows nothing.
     Rng,
+    /// A socket device.
+    Vsock(vsock::VsockState),
 }
 
 impl DeviceState {
@@ -175,7 +181,9 @@ impl DeviceState {
             Self::Balloon(_) => "a balloon",
             Self::Blk(_) => "a disk",
             Self::Net(_) => "a network interface",
+            Self::Console => "a console",
             Self::Rng => "an entropy device",
+            Self::Vsock(_) => "a socket device",
         }
     }
 

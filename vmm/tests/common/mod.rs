@@ -17,7 +17,7 @@ use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
     BalloonConfig, BlockSize, DiskConfig, Identity, JailConfig, Limits, MachineCall, MachineConfig,
-    MachineEnd, MachineReply, MachineStatus, NicConfig, NicLimits, RestoreConfig, SnapshotTaken,
+    MachineEnd, MachineReply, MachineStatus, NicConfig, NicLimits, RestoreConfig, SnapshotTaken, VsockConfig,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -51,6 +51,7 @@ pub struct Plan {
     /// Whether the monitor is told to do without one.
     pub no_jail: bool,
     pub balloon: Option<BalloonConfig>,
+    pub vsock: Option<(u32, OwnedFd)>,
     /// Whether the host allows new namespaces.
     pub namespaces: bool,
 }
@@ -69,6 +70,7 @@ impl Plan {
             jailed: true,
             no_jail: false,
             balloon: None,
+            vsock: None,
             namespaces: true,
         }
     }
@@ -203,6 +205,8 @@ impl Guest {
                 memory_fd: give(memory.into()),
             }),
             balloon: plan.balloon,
+            vsock: plan.vsock.map(|(cid, listener)| VsockConfig { cid, listener_fd: give(listener) }),
+            virtio_console: None,
             jail: plan.jailed.then_some(JailConfig { uid, gid: uid }),
         };
         let config = file(&serde_json::to_vec(&config).unwrap());
