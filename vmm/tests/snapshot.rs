@@ -8,10 +8,11 @@ use common::asm::{Asm, DATA, printed};
 use common::{Guest, Plan, file, kvm};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 use wire::MiB;
-use wire::machine::{EndReason, MachineCall, MachineState};
+use wire::machine::{EndReason, MachineCall, MachineReply, MachineState};
 
 /// First slot of disks, and the BAR there.
 const DISK_SLOT: u8 = 10;
@@ -259,7 +260,10 @@ fn damaged_snapshots_are_refused_in_words() {
     let short = file(&[0; 4096]);
     refused(&bytes, &short, "memory file has 4096 bytes");
     // The calls say what they need, and the machine goes on.
-    assert!(matches!(first.call(&MachineCall::Snapshot), wire::machine::MachineReply::Refused(_)));
+    assert!(matches!(
+        first.call(&MachineCall::Snapshot { track: false, changes: false }),
+        MachineReply::Refused(_)
+    ));
     press(&mut first, &counted(1));
 }
 
@@ -317,4 +321,70 @@ fn by_hand_too() {
     // A snapshot is not overwritten.
     let again = run(&["--kernel", kernel, "--snapshot", to]).wait_with_output().unwrap();
     assert!(String::from_utf8_lossy(&again.stderr).contains("cannot make"), "{again:?}");
+}
+
+/// A copy of a memory file, holes and all.
+fn copy(of: &File) -> File {
+    let to = tempfile::tempfile().unwrap();
+    to.set_len(of.metadata().unwrap().len()).unwrap();
+    let (mut page, zeros) = ([0; 4096], [0; 4096]);
+    for offset in (0..of.metadata().unwrap().len()).step_by(4096) {
+        of.read_exact_at(&mut page, offset).unwrap();
+        if page != zeros {
+            to.write_all_at(&page, offset).unwrap();
+        }
+    }
+    to
+}
+
+fn same(one: &File, two: &File) -> bool {
+    let mut pages = [[0; 4096]; 2];
+    (0..one.metadata().unwrap().len()).step_by(4096).all(|offset| {
+        one.read_exact_at(&mut pages[0], offset).unwrap();
+        two.read_exact_at(&mut pages[1], offset).unwrap();
+        pages[0] == pages[1]
+    })
+}
+
+#[test]
+fn later_snapshots_hold_only_what_changed() {
+    if !kvm() {
+        return;
+    }
+    // Sixteen pages of its own, and one that it writes at each press.
+    let asm = (0..16).fold(Asm::new(), |asm, page| asm.write32(DATA + 0x10_0000 + page * 4096, page + 1));
+    let asm = asm.write32(DATA, 0).raw(&[0x31, 0xf6]).print("ready");
+    let start = asm.here();
+    let asm = event(asm, 1).raw(&[0xff, 0x05]).raw(&DATA.to_le_bytes()).raw(&[0x46]).read32(DATA).print_eax();
+    let asm = asm.raw(&[0x89, 0xf0]).print_eax().jump(start);
+    let plan = || Plan::new(asm.clone().elf());
+    let mut first = Guest::start(plan());
+    first.wait_console("ready");
+    let (whole, all) = first.snapshot_into(tempfile::tempfile().unwrap(), true, false);
+    press(&mut first, &counted(1));
+    press(&mut first, &counted(2));
+    first.done(&MachineCall::Pause);
+    let (diff, few) = first.snapshot_into(copy(&whole[1]), true, true);
+    assert!(few.memory_bytes > 0 && few.memory_bytes <= 4 * 4096, "{few:?} after {all:?}");
+    // It is the same as a whole one taken at the same moment.
+    let (now, _) = first.snapshot();
+    assert!(same(&diff[1], &now[1]) && !same(&whole[1], &now[1]));
+    // The whole one turned tracking off.
+    let mut clone = Guest::start(Plan { restore: Some(copies(&diff)), track: true, ..plan() });
+    press(&mut clone, &counted(3));
+    let (again, few) = clone.snapshot_into(copy(&diff[1]), true, true);
+    // The generation id, written before the guest goes on, is a change too.
+    assert!(few.memory_bytes <= 5 * 4096, "{few:?}");
+    let mut last = restored(plan(), &again);
+    press(&mut last, &counted(4));
+    first.done(&MachineCall::Resume);
+    let refused = {
+        let files = [tempfile::tempfile().unwrap(), copy(&now[1])];
+        first.call_with_all(&MachineCall::Snapshot { track: true, changes: true }, &files)
+    };
+    assert!(
+        matches!(&refused, MachineReply::Refused(why) if why.message.contains("not tracked")),
+        "{refused:?}"
+    );
+    press(&mut first, &counted(3));
 }

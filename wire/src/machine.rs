@@ -92,6 +92,9 @@ pub struct RestoreConfig {
     pub state_fd: Fd,
     /// Memory: mapped privately for as long as the machine lives, so nobody may change it meanwhile.
     pub memory_fd: Fd,
+    /// Track what the guest writes from the start: see [`MachineCall::Snapshot`].
+    #[serde(default)]
+    pub track: bool,
 }
 
 /// What the guest reads about its machine: cloud-init finds its data source by it.
@@ -321,7 +324,16 @@ pub enum MachineCall {
     },
     /// Writes the machine's state and memory into two empty files, which come along as `SCM_RIGHTS` in this order, opened for
     /// writing. A running machine stands still meanwhile. The files are not synced. Answers [`MachineReply::Snapshot`].
-    Snapshot,
+    Snapshot {
+        /// From now on track what the guest writes, so that the next snapshot can be of the changes alone. Costs the guest an exit
+        /// for each page that it writes first.
+        #[serde(default)]
+        track: bool,
+        /// The memory file is a copy of the one of the machine's snapshot before (or of the one that it was restored from), and only
+        /// what changed since is written over it. Refused unless that was tracked. A file of another time makes a useless snapshot.
+        #[serde(default)]
+        changes: bool,
+    },
     /// Asks the guest to give up so much memory (0 for none). It goes there in its own time: see [`MachineCall::BalloonStatus`].
     Balloon {
         /// What the balloon is to hold.

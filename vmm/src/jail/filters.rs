@@ -4,8 +4,8 @@
 //! worker needs is in both lists.
 
 use kvm_bindings::{
-    kvm_clock_data, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events,
-    kvm_xcrs,
+    kvm_clock_data, kvm_debugregs, kvm_dirty_log, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
+    kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs,
 };
 use libc::c_long;
 
@@ -22,9 +22,12 @@ pub enum Allow {
 
 use Allow::{Any, NoExec, OneOf};
 
-/// The number of an ioctl of KVM that reads a structure, that writes and reads one, or that has none.
+/// The number of an ioctl of KVM that fills in a structure, takes one, does both, or has none.
 const fn kvm_reads(number: u64, size: usize) -> u64 {
     0x8000_ae00 | number | ((size as u64) << 16)
+}
+const fn kvm_takes(number: u64, size: usize) -> u64 {
+    0x4000_ae00 | number | ((size as u64) << 16)
 }
 const fn kvm_exchanges(number: u64, size: usize) -> u64 {
     0xc000_ae00 | number | ((size as u64) << 16)
@@ -38,6 +41,9 @@ const SNAPSHOT: &[u64] = &[
     // GET_MSR_INDEX_LIST, CHECK_EXTENSION
     kvm_exchanges(0x02, 4),
     kvm_plain(0x03),
+    // GET_DIRTY_LOG, SET_USER_MEMORY_REGION: slots of this process's memory can only be given to its own guest.
+    kvm_takes(0x42, size_of::<kvm_dirty_log>()),
+    kvm_takes(0x46, size_of::<kvm_userspace_memory_region>()),
     // GET_CLOCK, GET_REGS, GET_SREGS, GET_MSRS, GET_LAPIC
     kvm_reads(0x7c, size_of::<kvm_clock_data>()),
     kvm_reads(0x81, size_of::<kvm_regs>()),

@@ -194,7 +194,7 @@ fn origin(args: &RunArgs) -> Result<(Origin, u32, MiB), RunError> {
             .map_err(|error| RunError::Restore { path: directory.clone(), source: error.into() })?;
         let vcpus = u32::try_from(state.cpus.vcpus.len()).unwrap_or(u32::MAX);
         let size = state.memory;
-        return Ok((Origin::Snapshot { state: Box::new(state), memory }, vcpus, size));
+        return Ok((Origin::Snapshot { state: Box::new(state), memory, track: false }, vcpus, size));
     }
     let initrd = args.initrd.as_deref().map(|path| open("initrd", path, false, "")).transpose()?;
     let kernel = open("kernel", args.kernel.as_deref().unwrap_or(Path::new("")), false, "")?;

@@ -224,7 +224,7 @@ impl Driver {
             );
             return;
         };
-        match self.machine.snapshot(&state, &memory) {
+        match self.machine.snapshot(&state, &memory, false, false) {
             Ok(SnapshotTaken { memory_bytes, stood_us }) => {
                 let (mib, millis) = (memory_bytes >> 20, stood_us / 1000);
                 eprintln!("vmm: snapshot taken: {mib} MiB of memory, the guest stood still for {millis} ms");
@@ -317,7 +317,7 @@ impl Driver {
                 self.unplug(self.machine.slots.nic(port));
                 Ok(())
             }
-            MachineCall::Snapshot => match self.snapshot(&mut fds) {
+            MachineCall::Snapshot { track, changes } => match self.snapshot(&mut fds, track, changes) {
                 Ok(taken) => return self.reply(client, &MachineReply::Snapshot(taken)),
                 Err(refused) => Err(refused),
             },
@@ -344,16 +344,22 @@ impl Driver {
         self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
     }
 
-    fn snapshot(&mut self, fds: &mut Vec<OwnedFd>) -> Result<SnapshotTaken, Refused> {
+    fn snapshot(
+        &mut self,
+        fds: &mut Vec<OwnedFd>,
+        track: bool,
+        changes: bool,
+    ) -> Result<SnapshotTaken, Refused> {
         let (Some(memory), Some(state), None) = (fds.pop(), fds.pop(), fds.pop()) else {
             return Err(Refused::invalid("a snapshot needs two descriptors")
                 .remedy("send the state file and the memory file as SCM_RIGHTS in the same packet"));
         };
-        let taken = self.machine.snapshot(&state.into(), &memory.into());
+        let taken = self.machine.snapshot(&state.into(), &memory.into(), track, changes);
         taken.map_err(|error| match error {
-            SnapshotError::Nested | SnapshotError::LargeState(_) | SnapshotError::Ended => {
-                Refused::conflict(error.to_string())
-            }
+            SnapshotError::Nested
+            | SnapshotError::LargeState(_)
+            | SnapshotError::NotTracked
+            | SnapshotError::Ended => Refused::conflict(error.to_string()),
             other => Refused::unavailable(other.to_string()),
         })
     }

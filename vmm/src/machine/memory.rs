@@ -2,7 +2,7 @@
 
 use super::layout::{ABOVE_4G, PCI_WINDOW};
 use crate::virtio::Memory;
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use wire::MiB;
@@ -55,21 +55,28 @@ pub fn reserve(size: MiB) -> Result<Memory, MemoryError> {
 ///
 /// # Errors
 /// What KVM says.
-#[allow(unsafe_code)]
 pub fn give(vm: &VmFd, memory: &Memory) -> Result<(), MemoryError> {
+    log_writes(vm, memory, false).map_err(MemoryError::Kvm)
+}
+
+/// Gives the RAM to KVM, or gives it again, with a log of the pages that vCPUs write or without.
+///
+/// # Errors
+/// What KVM says.
+#[allow(unsafe_code)]
+pub fn log_writes(vm: &VmFd, memory: &Memory, log: bool) -> Result<(), kvm_ioctls::Error> {
     for (slot, region) in (0u32..).zip(memory.iter()) {
-        let host = memory
-            .get_host_address(region.start_addr())
-            .map_err(|_| MemoryError::Kvm(kvm_ioctls::Error::new(libc::EFAULT)))?;
+        let host =
+            memory.get_host_address(region.start_addr()).map_err(|_| kvm_ioctls::Error::new(libc::EFAULT))?;
         let region = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags: if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: host as u64,
         };
         // SAFETY: the range is a mapping of `memory`, which the machine keeps for as long as the VM exists, and no two slots overlap.
-        unsafe { vm.set_user_memory_region(region) }.map_err(MemoryError::Kvm)?;
+        unsafe { vm.set_user_memory_region(region) }?;
     }
     Ok(())
 }

@@ -29,6 +29,7 @@ use crate::bus::msix::Routes;
 use crate::bus::pci::PciBus;
 use crate::bus::ports::{Console, Ports};
 use crate::bus::power::Power;
+use crate::snapshot::dirty::Log;
 use crate::snapshot::{self, BoardState, ClockState, CpusState, MachineState, SnapshotError};
 use crate::virtio::Memory;
 use crate::virtio::transport::Host;
@@ -80,6 +81,8 @@ pub enum Origin {
         state: Box<MachineState>,
         /// Its memory file.
         memory: File,
+        /// Track what the guest writes from the start.
+        track: bool,
     },
 }
 
@@ -154,6 +157,8 @@ struct Kept {
     memory: Arc<Memory>,
     size: MiB,
     cpuid: CpuId,
+    /// What was written since the last snapshot, while that is tracked.
+    log: Option<Log>,
 }
 
 /// A machine whose vCPU threads do not exist yet: the last moment to give up privileges.
@@ -181,7 +186,7 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
     }
     let memory = Arc::new(match &setup.origin {
         Origin::Boot { .. } => memory::reserve(setup.memory)?,
-        Origin::Snapshot { state, memory } => {
+        Origin::Snapshot { state, memory, track: _ } => {
             check_fits(&setup, state)?;
             snapshot::memory::map(memory, &memory::ranges(setup.memory)?)?
         }
@@ -209,6 +214,7 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
         Ports::new(setup.console, serial, ioapic.clone(), power.clone(), pci.clone(), signals.clone());
     let bus = Arc::new(Bus { ports, pci: pci.clone(), ioapic });
 
+    let mut log = None;
     let supported = cpu::supported(&setup.kvm, setup.vcpus)?;
     let (vcpus, cpuid) = match setup.origin {
         Origin::Boot { mut kernel, initrd, command_line } => {
@@ -226,11 +232,17 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
             }
             (vcpus, supported)
         }
-        Origin::Snapshot { state, memory: _ } => restore(&setup.kvm, &vm, &bus, &supported, &state)?,
+        Origin::Snapshot { state, memory: _, track } => {
+            if track {
+                log = Some(Log::start(&vm, &memory)?);
+            }
+            restore(&setup.kvm, &vm, &bus, &supported, &state)?
+        }
     };
     generation::write(&memory)?;
     let routes = Arc::new(Routes::new(vm.clone()));
-    let kept = Kept { system: setup.kvm, vm: vm.clone(), memory: memory.clone(), size: setup.memory, cpuid };
+    let kept =
+        Kept { system: setup.kvm, vm: vm.clone(), memory: memory.clone(), size: setup.memory, cpuid, log };
     let host = Host { vm, routes, memory, signals: signals.clone() };
     Ok(Built { vcpus, slots: Slots::new(host, pci, power), bus, signals, kept })
 }
@@ -343,14 +355,21 @@ impl Machine {
     }
 
     /// Writes the machine's state and memory into two files, and lets it go on if it ran. Answers what it cost. Neither file is
-    /// synced: that is for whoever keeps them, while the machine runs again.
+    /// synced: that is for whoever keeps them, while the machine runs again. `track` and `changes` as [`wire::machine::MachineCall`]
+    /// says.
     ///
     /// # Errors
     /// Why there is no snapshot; the files hold nothing useful then. The machine goes on all the same.
-    pub fn snapshot(&mut self, state: &File, memory: &File) -> Result<SnapshotTaken, SnapshotError> {
+    pub fn snapshot(
+        &mut self,
+        state: &File,
+        memory: &File,
+        track: bool,
+        changes: bool,
+    ) -> Result<SnapshotTaken, SnapshotError> {
         let (ran, start) = (self.running, Instant::now());
         self.pause();
-        let taken = self.save_paused(state, memory);
+        let taken = self.save_paused(state, memory, track, changes);
         if ran {
             self.resume();
         }
@@ -361,15 +380,23 @@ impl Machine {
         })
     }
 
-    fn save_paused(&mut self, to: &File, memory: &File) -> Result<u64, SnapshotError> {
+    fn save_paused(
+        &mut self,
+        to: &File,
+        memory: &File,
+        track: bool,
+        changes: bool,
+    ) -> Result<u64, SnapshotError> {
         // What the guest asked for before it stopped: ejected devices are gone, others are started by the restored machine or ours.
         let (devices, ejected) = self.signals.take();
+        // The driver still has to hear of an end that came with them.
+        self.signals.wake();
         let _ = self.slots.settle(devices);
         self.slots.eject(ejected);
         if self.signals.ended() {
             return Err(SnapshotError::Ended);
         }
-        let bytes = snapshot::memory::write(&self.kept.memory, memory)?;
+        let bytes = self.write_memory(memory, changes)?;
         let saver = snapshot::vcpu::Saver::new(&self.kept.system)?;
         let mut tsc_khz = 0;
         let mut vcpus = Vec::new();
@@ -392,7 +419,27 @@ impl Machine {
         };
         // Last: a state file that is whole goes with a memory file that is.
         snapshot::file::write(to, &state)?;
+        // Only now: what a failed snapshot would have held is for the next one.
+        let Kept { vm, memory, log, .. } = &mut self.kept;
+        match (log.as_mut(), track) {
+            (Some(log), true) => log.clear(),
+            (None, true) => *log = Some(Log::start(vm, memory)?),
+            (Some(_), false) => log.take().map_or(Ok(()), |log| log.stop(vm, memory))?,
+            (None, false) => {}
+        }
         Ok(bytes)
+    }
+
+    fn write_memory(&mut self, to: &File, changes: bool) -> Result<u64, SnapshotError> {
+        let Kept { vm, memory, log, .. } = &mut self.kept;
+        if let Some(log) = log {
+            log.collect(vm, memory)?;
+        }
+        match (log, changes) {
+            (Some(log), true) => snapshot::memory::write_changes(memory, log, to),
+            (None, true) => Err(SnapshotError::NotTracked),
+            (_, false) => snapshot::memory::write(memory, to),
+        }
     }
 
     /// Presses the power button.

@@ -196,7 +196,7 @@ fn origin(
                 snapshot::file::load(&mut file).map_err(SnapshotError::from).map_err(BuildError::from)?;
             let slots = state.slots.clone();
             let memory = descriptors.take(from.memory_fd)?.into();
-            Ok((Origin::Snapshot { state: Box::new(state), memory }, Some(slots)))
+            Ok((Origin::Snapshot { state: Box::new(state), memory, track: from.track }, Some(slots)))
         }
         (None, Some(kernel)) => {
             let kernel = descriptors.take(kernel)?.into();

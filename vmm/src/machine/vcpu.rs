@@ -224,14 +224,17 @@ fn run(own: &Mutex<VcpuFd>, bus: &Bus, signals: &Signals, gate: &Gate) {
     EXIT_FLAG.set(&raw mut lock().get_kvm_run().immediate_exit);
     let mut held: Option<MutexGuard<'_, VcpuFd>> = None;
     loop {
-        if !gate.is_open()
-            && let Some(mut vcpu) = held.take()
-        {
-            finish(&mut vcpu, bus, signals);
-        }
-        let (go_on, waited) = gate.pass();
-        if !go_on {
-            break;
+        let mut waited = false;
+        if !gate.is_open() {
+            // Never waits with the lock held: whoever closed the gate may be about to take it.
+            if let Some(mut vcpu) = held.take() {
+                finish(&mut vcpu, bus, signals);
+            }
+            let go_on;
+            (go_on, waited) = gate.pass();
+            if !go_on {
+                break;
+            }
         }
         let vcpu = held.get_or_insert_with(lock);
         if waited {

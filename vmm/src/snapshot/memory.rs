@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::SnapshotError;
+use super::dirty::{DirtyMap, Log};
 use crate::virtio::Memory;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -42,8 +43,33 @@ pub fn write(memory: &Memory, to: &File) -> Result<u64, SnapshotError> {
     Ok(written)
 }
 
+/// Writes what a log has over a file that holds the guest's RAM as it was when the log was empty. Answers how many bytes were written.
+///
+/// # Errors
+/// What the file system says; the file then holds neither the old memory nor the new one.
+pub fn write_changes(memory: &Memory, log: &Log, to: &File) -> Result<u64, SnapshotError> {
+    let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+    let length = to.metadata().map_err(io("look at the snapshot's memory file"))?.len();
+    if length != total {
+        return Err(SnapshotError::Other(format!(
+            "the file with the memory of the snapshot before has {length} bytes and the machine {total}"
+        )));
+    }
+    let (mut offset, mut written) = (0, 0);
+    for (index, region) in memory.iter().enumerate() {
+        let bytes = bytes(memory, region)?;
+        for run in log.runs(index, CHUNK) {
+            let part = bytes.get(run.start..run.end.min(bytes.len())).unwrap_or_default();
+            to.write_all_at(part, offset + run.start as u64).map_err(io("write the guest's memory"))?;
+            written += part.len() as u64;
+        }
+        offset += region.len();
+    }
+    Ok(written)
+}
+
 /// A region's bytes.
-fn bytes<'m>(memory: &'m Memory, region: &GuestRegionMmap<()>) -> Result<&'m [u8], SnapshotError> {
+fn bytes<'m>(memory: &'m Memory, region: &GuestRegionMmap<DirtyMap>) -> Result<&'m [u8], SnapshotError> {
     let host = memory.get_host_address(region.start_addr());
     let host = host.map_err(|error| io("find the guest's memory")(std::io::Error::other(error)))?;
     let length = usize::try_from(region.len()).unwrap_or(0);

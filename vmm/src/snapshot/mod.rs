@@ -10,8 +10,12 @@
 //! reads pages when it touches them, and shares with other machines what nobody writes. Several machines may go on from one snapshot:
 //! each gets another generation id (see [`crate::machine::generation`]) and a clock that has gone on.
 //!
+//! A later snapshot of the same machine can hold only what changed: its memory goes over a copy (a reflink, where the file system has
+//! them) of the memory file before, so that every memory file is whole and none depends on another. See [`dirty`].
+//!
 //! State files come from wherever the caller keeps them and are believed no more than a guest is: see [`file`].
 
+pub mod dirty;
 pub mod file;
 pub mod memory;
 pub mod vcpu;
@@ -136,6 +140,11 @@ pub enum SnapshotError {
     /// More processor state than fits.
     #[error("the guest uses processor state of {0} bytes, of which only 4096 can be saved")]
     LargeState(usize),
+    /// There is nothing that the changes could be told from.
+    #[error(
+        "the guest's writes were not tracked since the snapshot before; take a whole one with `track`, then the next can hold the changes alone"
+    )]
+    NotTracked,
     /// The machine has ended.
     #[error("the machine has ended")]
     Ended,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use libc::iovec;
 use virtio_queue::DescriptorChain;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::Memory;
@@ -59,15 +60,31 @@ impl Segments {
         self.first = 0;
     }
 
-    /// Adds `len` bytes at a guest address.
+    /// Adds `len` bytes at a guest address that are only read.
     ///
     /// # Errors
     /// When they are not all in guest memory, or there are too many pieces.
     pub fn push(&mut self, address: GuestAddress, len: usize) -> Result<(), BadChain> {
+        self.add(address, len, false)
+    }
+
+    /// Adds `len` bytes at a guest address that may be written, and marks them as written.
+    ///
+    /// # Errors
+    /// As [`Segments::push`].
+    pub fn push_writable(&mut self, address: GuestAddress, len: usize) -> Result<(), BadChain> {
+        self.add(address, len, true)
+    }
+
+    fn add(&mut self, address: GuestAddress, len: usize, writable: bool) -> Result<(), BadChain> {
         for slice in GuestMemoryBackend::get_slices(self.memory.as_ref(), address, len) {
             let slice = slice.map_err(|_| BadChain::Outside)?;
             if self.pieces.len() >= MAX_PIECES {
                 return Err(BadChain::TooLong);
+            }
+            if writable {
+                // Nothing that is written by address marks anything, and while it is written the machine is not paused.
+                slice.bitmap().mark_dirty(0, slice.len());
             }
             // The guard only matters for memory that is mapped on demand; this memory stays mapped.
             let base = slice.ptr_guard_mut().as_ptr();
@@ -213,7 +230,7 @@ pub fn collect(
         goes_on = descriptor.has_next();
         let len = usize::try_from(descriptor.len()).map_err(|_| BadChain::TooLong)?;
         if descriptor.is_write_only() {
-            writable.push(descriptor.addr(), len)?;
+            writable.push_writable(descriptor.addr(), len)?;
             if len > 0 {
                 last_writable = Some((descriptor.addr(), descriptor.len()));
             }

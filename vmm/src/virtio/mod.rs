@@ -36,7 +36,7 @@ use vmm_sys_util::eventfd::EventFd;
 use wire::machine::{BalloonStatus, Limits};
 
 /// The guest's memory, as devices see it.
-pub type Memory = vm_memory::GuestMemoryMmap<()>;
+pub type Memory = vm_memory::GuestMemoryMmap<crate::snapshot::dirty::DirtyMap>;
 
 /// A virtio device behind a transport.
 pub trait VirtioDevice: Send {

@@ -46,6 +46,8 @@ pub struct Plan {
     pub nics: Vec<(PortId, OwnedFd, Mac)>,
     /// State and memory of a snapshot to go on from, instead of the kernel.
     pub restore: Option<[File; 2]>,
+    /// Whether a restored machine tracks what its guest writes.
+    pub track: bool,
     /// Whether the configuration names a jail.
     pub jailed: bool,
     /// Whether the monitor is told to do without one.
@@ -67,6 +69,7 @@ impl Plan {
             disks: Vec::new(),
             nics: Vec::new(),
             restore: None,
+            track: false,
             jailed: true,
             no_jail: false,
             balloon: None,
@@ -203,6 +206,7 @@ impl Guest {
             restore: plan.restore.map(|[state, memory]| RestoreConfig {
                 state_fd: give(state.into()),
                 memory_fd: give(memory.into()),
+                track: plan.track,
             }),
             balloon: plan.balloon,
             vsock: plan.vsock.map(|(cid, listener)| VsockConfig { cid, listener_fd: give(listener) }),
@@ -268,14 +272,23 @@ impl Guest {
 
     /// Takes a snapshot into two new files, state and memory.
     pub fn snapshot(&self) -> ([File; 2], SnapshotTaken) {
-        let files = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
-        let call = serde_json::to_vec(&MachineCall::Snapshot).unwrap();
-        let fds = [files[0].as_fd(), files[1].as_fd()];
-        vmm::control::send_with(self.control.as_fd(), &call, &fds).unwrap();
-        match vmm::control::receive_reply(&self.control).unwrap() {
+        self.snapshot_into(tempfile::tempfile().unwrap(), false, false)
+    }
+
+    /// Takes a snapshot with this memory file.
+    pub fn snapshot_into(&self, memory: File, track: bool, changes: bool) -> ([File; 2], SnapshotTaken) {
+        let files = [tempfile::tempfile().unwrap(), memory];
+        match self.call_with_all(&MachineCall::Snapshot { track, changes }, &files) {
             MachineReply::Snapshot(taken) => (files, taken),
             other => panic!("no snapshot: {other:?}; {}", self.log()),
         }
+    }
+
+    /// A call with two files.
+    pub fn call_with_all(&self, call: &MachineCall, files: &[File; 2]) -> MachineReply {
+        let fds = [files[0].as_fd(), files[1].as_fd()];
+        vmm::control::send_with(self.control.as_fd(), &serde_json::to_vec(call).unwrap(), &fds).unwrap();
+        vmm::control::receive_reply(&self.control).unwrap()
     }
 
     pub fn done(&self, call: &MachineCall) {
