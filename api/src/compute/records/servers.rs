@@ -467,6 +467,15 @@ pub async fn all(query: &impl Query) -> Result<Vec<Server>, StoreError> {
     find(query, select()).await
 }
 
+/// Ids and names of the servers that a statement for just these columns finds.
+///
+/// # Errors
+/// When the database fails.
+pub async fn names(query: &impl Query, select: Where) -> Result<Vec<(ServerId, String)>, StoreError> {
+    let (sql, args) = select.build();
+    query.rows(sql, args).await?.iter().map(|row| Ok((row.parse("id")?, row.text("name")?))).collect()
+}
+
 /// Ids of all servers.
 ///
 /// # Errors

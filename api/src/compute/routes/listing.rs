@@ -4,11 +4,10 @@ use crate::app::App;
 use crate::compute::metadata::ZONE;
 use crate::compute::micro;
 use crate::compute::neighbours::network;
-use crate::compute::records::servers::{self, Server};
 use crate::compute::state;
 use crate::compute::tasks;
 use api_kit::list::{Filter, Match, SortKey};
-use api_kit::{Call, Dir, Fault, ListSpec};
+use api_kit::{Call, Dir, Fault, ListSpec, Page};
 use base::store::{Query, Sql, Value as Cell, Where};
 use base::task::Tasks;
 use std::collections::BTreeSet;
@@ -272,11 +271,11 @@ fn by_time(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The page of servers that was asked for, with the next marker.
+/// The page of servers that was asked for: what cuts it, and the statement that reads it out of `select`.
 ///
 /// # Errors
 /// 400 for values that no filter takes, 403 for servers of others.
-pub async fn page(call: &Call<App>, all_rule: &str) -> Result<(Vec<Server>, Option<String>), Fault> {
+pub async fn page(call: &Call<App>, all_rule: &str, mut select: Where) -> Result<(Page, Where), Fault> {
     let store = &call.app.store;
     let all = match call.query.get("all_tenants") {
         Some("") => true,
@@ -293,7 +292,6 @@ pub async fn page(call: &Call<App>, all_rule: &str) -> Result<(Vec<Server>, Opti
     };
     call.enforced_by_query();
     let page = call.list(&LIST, store).await?;
-    let mut select = servers::select();
     if let Some(project) = &project {
         select.and("project_id = ?", [project.into()]);
     }
@@ -325,6 +323,5 @@ pub async fn page(call: &Call<App>, all_rule: &str) -> Result<(Vec<Server>, Opti
         select.and(NONE, []);
     }
     page.apply(&mut select);
-    let found = servers::find(store, select).await?;
-    Ok(page.finish(found, |row| row.id.to_string()))
+    Ok((page, select))
 }

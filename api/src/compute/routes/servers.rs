@@ -10,6 +10,7 @@ use crate::compute::view::server as view;
 use crate::compute::{micro, schema};
 use api_kit::{Call, Fault, Operation, Outcome, Reply};
 use axum::http::Method;
+use base::store::Where;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -170,13 +171,19 @@ fn listed(call: &Call<App>, all: Vec<Value>, next: Option<String>) -> Reply {
 }
 
 async fn list(call: Call<App>) -> Outcome {
-    let (rows, next) = listing::page(&call, "os_compute_api:servers:index:get_all_tenants").await?;
-    let all = rows.iter().map(|it| view::brief(it, &call.base)).collect();
+    let select = Where::new("SELECT id, name FROM compute_servers");
+    let (page, select) = listing::page(&call, "os_compute_api:servers:index:get_all_tenants", select).await?;
+    let rows = servers::names(&call.app.store, select).await?;
+    let (rows, next) = page.finish(rows, |(id, _)| id.to_string());
+    let all = rows.iter().map(|(id, name)| view::brief(*id, name, &call.base)).collect();
     Ok(listed(&call, all, next))
 }
 
 async fn detail(call: Call<App>) -> Outcome {
-    let (rows, next) = listing::page(&call, "os_compute_api:servers:detail:get_all_tenants").await?;
+    let (page, select) =
+        listing::page(&call, "os_compute_api:servers:detail:get_all_tenants", servers::select()).await?;
+    let rows = servers::find(&call.app.store, select).await?;
+    let (rows, next) = page.finish(rows, |row| row.id.to_string());
     let shown = view::gather(&call.app, rows).await?;
     let all = shown.iter().map(|it| view::detail(it, &call)).collect();
     Ok(listed(&call, all, next))

@@ -11,7 +11,7 @@ use crate::compute::state::{self, State, Vm};
 use crate::compute::tasks;
 use api_kit::time::{naive, seconds};
 use api_kit::{Call, Fault, Target};
-use base::task::Tasks;
+use base::task::{TaskView, Tasks};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use wire::ids::ServerId;
@@ -36,6 +36,7 @@ pub async fn gather(app: &App, servers: Vec<Server>) -> Result<Vec<Shown>, Fault
     let ids: Vec<ServerId> = servers.iter().map(|it| it.id).collect();
     let subjects: Vec<String> = ids.iter().map(|id| tasks::subject(*id)).collect();
     let live = Tasks::live_of(&app.store, &subjects).await?;
+    let live: HashMap<&str, &TaskView> = live.iter().map(|task| (task.subject.as_str(), task)).collect();
     let mut ports = network::of_servers(app, &ids).await?;
     let mut attached: HashMap<ServerId, Vec<Attachment>> = HashMap::new();
     for it in attachments::of_servers(&app.store, &ids).await? {
@@ -45,7 +46,7 @@ pub async fn gather(app: &App, servers: Vec<Server>) -> Result<Vec<Shown>, Fault
         .into_iter()
         .map(|server| {
             let subject = tasks::subject(server.id);
-            let state = state::of(&server, live.iter().find(|task| task.subject == subject));
+            let state = state::of(&server, live.get(subject.as_str()).copied());
             Shown {
                 state,
                 ports: ports.remove(&server.id).unwrap_or_default(),
@@ -58,8 +59,8 @@ pub async fn gather(app: &App, servers: Vec<Server>) -> Result<Vec<Shown>, Fault
 
 /// The short form.
 #[must_use]
-pub fn brief(it: &Server, base: &str) -> Value {
-    json!({"id": it.id, "name": it.name, "links": links(base, "servers", &it.id.to_string())})
+pub fn brief(id: ServerId, name: &str, base: &str) -> Value {
+    json!({"id": id, "name": name, "links": links(base, "servers", &id.to_string())})
 }
 
 /// Addresses by network name.
