@@ -461,6 +461,26 @@ fn a_host_s_program_talks_to_one_in_the_guest() {
 }
 
 #[test]
+fn a_guest_that_stops_calling_its_watchdog_is_ended() {
+    const WATCHDOG: u16 = 0x640;
+    if !kvm() {
+        return;
+    }
+    let asm = Asm::new().out32(WATCHDOG, 3).out8(WATCHDOG + 8, 1).print("hang").stop();
+    assert_eq!(end_of(asm), (EndReason::Watchdog, "hang".into()));
+    // It stands still with the machine.
+    let mut asm = Asm::new().out32(WATCHDOG, 20).out8(WATCHDOG + 8, 1).print("on");
+    asm = asm.out8(WATCHDOG + 9, 1).in32(WATCHDOG).print_eax();
+    let mut guest = Guest::start(Plan::new(asm.stop().elf()));
+    guest.wait_console(&format!("on{}", printed(20)));
+    guest.done(&MachineCall::Pause);
+    std::thread::sleep(Duration::from_millis(2100));
+    assert_eq!(guest.status().state, MachineState::Paused);
+    guest.done(&MachineCall::Resume);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::Watchdog);
+}
+
+#[test]
 fn msi_x_interrupts_arrive() {
     if !kvm() {
         return;

@@ -74,6 +74,9 @@ pub struct MachineConfig {
     /// A virtio console beside the serial port; `None` for a machine without.
     #[serde(default)]
     pub virtio_console: Option<ConsoleConfig>,
+    /// A watchdog that the guest may start (by ACPI's WDAT table).
+    #[serde(default)]
+    pub watchdog: bool,
     /// Goes on from a snapshot instead of booting; vCPUs, memory, disks and interfaces are those that the snapshot has.
     #[serde(default)]
     pub restore: Option<RestoreConfig>,
@@ -488,6 +491,8 @@ pub enum EndReason {
     TripleFault,
     /// The guest's kernel panicked and then reset: start it again, with a limit on how often.
     Panicked,
+    /// The guest started its watchdog and then stopped calling it: it hangs. Start it again.
+    Watchdog,
     /// [`MachineCall::Stop`].
     Stopped,
     /// It could not be built: bad configuration, or the host refused something.
@@ -509,6 +514,7 @@ impl EndReason {
             Self::Failed => 6,
             Self::PowerButton => 7,
             Self::Panicked => 8,
+            Self::Watchdog => 9,
         }
     }
 }
@@ -563,6 +569,7 @@ mod tests {
             EndReason::Failed,
             EndReason::PowerButton,
             EndReason::Panicked,
+            EndReason::Watchdog,
         ];
         let codes: std::collections::BTreeSet<u8> = all.iter().map(|reason| reason.exit_code()).collect();
         assert_eq!(codes.len(), all.len());

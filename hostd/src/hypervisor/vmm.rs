@@ -164,6 +164,7 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
         balloon: None,
         vsock: None,
         virtio_console: None,
+        watchdog: false,
         jail: Some(JailConfig { uid: seat.uid, gid: seat.uid }),
     };
     let config_file = in_memory(&config).map_err(place::trouble("write the machine's configuration"))?;
@@ -234,7 +235,8 @@ fn read_end(seat: &Seat) -> Option<End> {
         EndReason::PowerOff => How::PowerOff,
         EndReason::PowerButton => How::PowerButton,
         EndReason::Panicked => How::Panicked,
-        EndReason::Reset => How::Reset,
+        // The detail tells them apart.
+        EndReason::Reset | EndReason::Watchdog => How::Reset,
         EndReason::TripleFault => How::TripleFault,
         EndReason::Stopped => How::Stopped,
         EndReason::NotStarted => How::NotStarted,

@@ -3,8 +3,10 @@
 use super::ioapic::IoApic;
 use super::pci::PciBus;
 use super::power::Power;
+use super::watchdog::Watchdog;
 use crate::machine::layout::{
     ACPI_PORTS, ACPI_PORTS_LEN, COM1, COM1_IRQ, I8042_COMMAND, PANIC_PORT, PCI_ADDRESS, PCI_DATA, RESET_PORT,
+    WATCHDOG_PORTS, WATCHDOG_PORTS_LEN,
 };
 use crate::machine::signals::Signals;
 use serde::{Deserialize, Serialize};
@@ -94,6 +96,8 @@ pub struct Ports {
     serial: Mutex<Serial<SerialInterrupt, NoEvents, Console>>,
     /// ACPI registers.
     pub power: Arc<Power>,
+    /// The watchdog, in a machine that has one.
+    pub watchdog: Option<Watchdog>,
     pci: Arc<PciBus>,
     signals: Arc<Signals>,
     /// Accesses to ports that nobody has.
@@ -118,7 +122,7 @@ impl Ports {
             Err(_) => Serial::new(SerialInterrupt(ioapic), Box::new(std::io::sink()) as Console),
         };
         let serial = Mutex::new(serial);
-        Self { serial, power, pci, signals, unknown: AtomicU64::new(0) }
+        Self { serial, power, watchdog: None, pci, signals, unknown: AtomicU64::new(0) }
     }
 
     /// The serial port's state.
@@ -156,6 +160,8 @@ impl Ports {
             }
         } else if let Some(offset) = offset(port, ACPI_PORTS, ACPI_PORTS_LEN) {
             self.power.read(offset, data);
+        } else if let (Some(watchdog), Some(offset)) = (&self.watchdog, watchdog_offset(port)) {
+            watchdog.read(offset, data);
         } else if let Some(offset) = offset(port, PCI_DATA, 4) {
             self.pci.read_data(offset, data);
         } else if port == PCI_ADDRESS && data.len() == 4 {
@@ -184,6 +190,8 @@ impl Ports {
             }
         } else if let Some(offset) = offset(port, ACPI_PORTS, ACPI_PORTS_LEN) {
             self.power.write(offset, data);
+        } else if let (Some(watchdog), Some(offset)) = (&self.watchdog, watchdog_offset(port)) {
+            watchdog.write(offset, data);
         } else if let Some(offset) = offset(port, PCI_DATA, 4) {
             self.pci.write_data(offset, data);
         } else if let (PCI_ADDRESS, Ok(bytes)) = (port, <[u8; 4]>::try_from(data)) {
@@ -201,6 +209,10 @@ impl Ports {
             }
         }
     }
+}
+
+fn watchdog_offset(port: u16) -> Option<u16> {
+    offset(port, WATCHDOG_PORTS, WATCHDOG_PORTS_LEN)
 }
 
 fn offset(port: u16, base: u16, length: u16) -> Option<u16> {

@@ -5,10 +5,11 @@
 
 use super::layout::{
     ACPI_PORTS, ACPI_PORTS_LEN, ACPI_TABLES, COM1, COM1_IRQ, ECAM, GED_IRQ, GENERATION, IOAPIC, LAPIC,
-    PANIC_PORT, PCI_ADDRESS, PCI_WINDOW, PCI_WINDOW_SIZE, RESET_PORT, SMBIOS,
+    PANIC_PORT, PCI_ADDRESS, PCI_WINDOW, PCI_WINDOW_SIZE, RESET_PORT, SMBIOS, WATCHDOG_PORTS,
 };
 use crate::bus::pci::SLOTS;
 use crate::bus::power::{ASKED_BACK, EJECT, EVENT_GENERATION, EVENT_PCI, EVENT_POWER, EVENTS, INSERTED, S5};
+use crate::bus::watchdog;
 use crate::virtio::Memory;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
@@ -42,7 +43,7 @@ const NOTIFY_GENERATION: u8 = 0x80;
 ///
 /// # Errors
 /// When they do not fit below the SMBIOS area or guest memory is too small.
-pub fn write(memory: &Memory, vcpus: u32) -> Result<(), GuestMemoryError> {
+pub fn write(memory: &Memory, vcpus: u32, watchdog: bool) -> Result<(), GuestMemoryError> {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
     dsdt.append_slice(&definition_blocks());
 
@@ -66,8 +67,51 @@ pub fn write(memory: &Memory, vcpus: u32) -> Result<(), GuestMemoryError> {
     for table in [fadt, madt, mcfg] {
         xsdt.add_entry(table);
     }
+    if watchdog {
+        xsdt.add_entry(place(wdat().as_slice())?);
+    }
     let xsdt = place(&bytes(&xsdt))?;
     memory.write_slice(&bytes(&Rsdp::new(OEM, xsdt)), GuestAddress(ACPI_TABLES))
+}
+
+/// The watchdog action table: which register to access, and how, for each thing that can be done with the watchdog.
+fn wdat() -> Sdt {
+    const ENABLED: u8 = 1;
+    /// Kinds of accesses: does it read this value; read a number; write this value; write a number.
+    const IS: u8 = 0;
+    const READ: u8 = 1;
+    const PUT: u8 = 2;
+    const WRITE: u8 = 3;
+    // Action, kind of access, offset, width in bytes, value.
+    let entries: [(u8, u8, u16, u8, u32); 8] = [
+        (1, PUT, watchdog::ALIVE, 1, 1),
+        (4, READ, watchdog::LEFT, 4, 0),
+        (5, READ, watchdog::COUNTDOWN, 4, 0),
+        (6, WRITE, watchdog::COUNTDOWN, 4, 0),
+        (8, IS, watchdog::RUNNING, 1, 1),
+        (9, PUT, watchdog::RUNNING, 1, 1),
+        (10, IS, watchdog::RUNNING, 1, 0),
+        (11, PUT, watchdog::RUNNING, 1, 0),
+    ];
+    let mut table = Sdt::new(*b"WDAT", 36, 1, OEM, TABLE, REVISION);
+    let period = u32::try_from(watchdog::PERIOD.as_millis()).unwrap_or(100);
+    // Length of what follows up to the entries; no PCI device.
+    table.append_slice(&32u32.to_le_bytes());
+    table.append_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0]);
+    for number in [period, watchdog::MOST, 1] {
+        table.append_slice(&number.to_le_bytes());
+    }
+    table.append_slice(&[ENABLED, 0, 0, 0]);
+    table.append_slice(&u32::try_from(entries.len()).unwrap_or(0).to_le_bytes());
+    for (action, kind, offset, width, value) in entries {
+        // Address space 1 is I/O ports; access width 1 is a byte, 3 a double word.
+        let access = if width == 1 { 1 } else { 3 };
+        table.append_slice(&[action, kind, 0, 0, 1, width * 8, 0, access]);
+        table.append_slice(&u64::from(WATCHDOG_PORTS + offset).to_le_bytes());
+        table.append_slice(&value.to_le_bytes());
+        table.append_slice(&if width == 1 { 1u32 } else { u32::MAX }.to_le_bytes());
+    }
+    table
 }
 
 struct Bytes8(Vec<u8>);
@@ -318,7 +362,7 @@ mod tests {
     #[test]
     fn tables_are_linked_and_sum_to_zero() {
         let memory = reserve(MiB(64)).unwrap();
-        write(&memory, 64).unwrap();
+        write(&memory, 64, true).unwrap();
         let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
         let mut rsdp = [0u8; 36];
         memory.read_slice(&mut rsdp, GuestAddress(ACPI_TABLES)).unwrap();
@@ -334,9 +378,29 @@ mod tests {
                     table(&memory, u64::from_le_bytes(bytes[140..148].try_into().unwrap()));
                 assert_eq!((&signature, sum(&dsdt)), (b"DSDT", 0));
             }
+            if &signature == b"WDAT" {
+                assert_eq!(bytes.len(), 68 + 8 * 24);
+                assert_eq!(
+                    bytes[36..68],
+                    [
+                        [32, 0, 0, 0],
+                        [255; 4],
+                        [255, 0, 0, 0],
+                        [100, 0, 0, 0],
+                        [255, 255, 0, 0],
+                        [1, 0, 0, 0],
+                        [1, 0, 0, 0],
+                        [8, 0, 0, 0]
+                    ]
+                    .concat()
+                );
+                // The last one: to stop, write 0 as a byte to its switch.
+                let last = [11, 2, 0, 0, 1, 8, 0, 1, 0x48, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+                assert_eq!(bytes[68 + 7 * 24..], last);
+            }
             found.push(signature);
         }
-        assert_eq!(found, [*b"FACP", *b"APIC", *b"MCFG"]);
+        assert_eq!(found, [*b"FACP", *b"APIC", *b"MCFG", *b"WDAT"]);
     }
 
     /// The ACPI reference compiler must be able to take the DSDT apart; it runs where it is installed.

@@ -56,6 +56,9 @@ pub struct RunArgs {
     /// Do without system call filters and Landlock: on a developer's machine only
     #[arg(long)]
     pub no_jail: bool,
+    /// Give the guest a watchdog (driver wdat_wdt)
+    #[arg(long)]
+    pub watchdog: bool,
     /// KVM device
     #[arg(long, default_value = "/dev/kvm", hide = true)]
     pub kvm: PathBuf,
@@ -98,7 +101,7 @@ pub fn main_run(args: &RunArgs) -> ExitCode {
                 | EndReason::Reset
                 | EndReason::TripleFault
                 | EndReason::Stopped => {}
-                EndReason::Panicked | EndReason::NotStarted | EndReason::Failed => {
+                EndReason::Panicked | EndReason::Watchdog | EndReason::NotStarted | EndReason::Failed => {
                     eprintln!("vmm: {}", end.detail)
                 }
             }
@@ -131,6 +134,7 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
         console: Box::new(std::io::stdout().as_fd().try_clone_to_owned().map(Terminal::new)?),
         id: ServerId::new(),
         identity: Identity::default(),
+        watchdog: args.watchdog,
     };
     let snapshot_to = args.snapshot.as_deref().map(snapshot_files).transpose()?;
     let taps = args.taps.iter().map(|name| open_tap(name)).collect::<Result<Vec<_>, _>>()?;

@@ -130,6 +130,10 @@ impl Driver {
                 self.machine.signals().end(EndReason::Failed, format!("cannot wait for events: {error}"));
             }
             let (devices, ejected) = self.machine.signals().take();
+            if self.machine.watchdog_deadline().is_some_and(|then| then <= Instant::now()) {
+                let what = "the guest started its watchdog and stopped calling it";
+                self.machine.signals().end(EndReason::Watchdog, what);
+            }
             if let Some(end) = self.machine.take_end() {
                 self.finish();
                 return end;
@@ -167,7 +171,8 @@ impl Driver {
 
     fn wait(&self) -> Result<(), Errno> {
         let mut fds = vec![PollFd::new(self.machine.signals().event(), PollFlags::POLLIN)];
-        let mut timeout = self.waiters.iter().map(|waiter| waiter.until).min();
+        let bite = self.machine.watchdog_deadline();
+        let mut timeout = self.waiters.iter().map(|waiter| waiter.until).chain(bite).min();
         if let Some(typed) = &self.typed {
             if typed.open && typed.bytes.len() < TYPED {
                 fds.push(PollFd::new(typed.from.as_fd(), PollFlags::POLLIN));

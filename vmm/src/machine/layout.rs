@@ -72,6 +72,10 @@ pub const PCI_DATA: u16 = 0xcfc;
 pub const ACPI_PORTS: u16 = 0x600;
 /// Number of those ports.
 pub const ACPI_PORTS_LEN: u16 = 0x20;
+/// The watchdog's ports.
+pub const WATCHDOG_PORTS: u16 = 0x640;
+/// Number of those ports.
+pub const WATCHDOG_PORTS_LEN: u16 = 0x10;
 /// Interrupt of the generic event device: an IOAPIC pin.
 pub const GED_IRQ: u32 = 5;
 /// Pins of the IOAPIC; the interrupt numbers of MSI-X vectors start here.

@@ -29,6 +29,7 @@ use crate::bus::msix::Routes;
 use crate::bus::pci::PciBus;
 use crate::bus::ports::{Console, Ports};
 use crate::bus::power::Power;
+use crate::bus::watchdog::Watchdog;
 use crate::snapshot::dirty::Log;
 use crate::snapshot::{self, BoardState, ClockState, CpusState, MachineState, SnapshotError};
 use crate::virtio::Memory;
@@ -62,6 +63,8 @@ pub struct Setup {
     pub id: ServerId,
     /// SMBIOS strings.
     pub identity: Identity,
+    /// Whether there is a watchdog; a machine from a snapshot has one when it had.
+    pub watchdog: bool,
 }
 
 /// How a machine begins.
@@ -210,8 +213,13 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
         Origin::Boot { .. } => None,
         Origin::Snapshot { state, .. } => Some(&state.board.serial),
     };
-    let ports =
+    let watchdog = match &setup.origin {
+        Origin::Boot { .. } => setup.watchdog,
+        Origin::Snapshot { state, .. } => state.board.watchdog.is_some(),
+    };
+    let mut ports =
         Ports::new(setup.console, serial, ioapic.clone(), power.clone(), pci.clone(), signals.clone());
+    ports.watchdog = watchdog.then(|| Watchdog::new(signals.clone()));
     let bus = Arc::new(Bus { ports, pci: pci.clone(), ioapic });
 
     let mut log = None;
@@ -219,7 +227,7 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
     let (vcpus, cpuid) = match setup.origin {
         Origin::Boot { mut kernel, initrd, command_line } => {
             let entry = boot::load(&memory, &mut kernel, initrd.as_ref(), &command_line)?;
-            acpi::write(&memory, setup.vcpus)?;
+            acpi::write(&memory, setup.vcpus, setup.watchdog)?;
             smbios::write(&memory, setup.id, &setup.identity)?;
             let mut vcpus = Vec::new();
             for index in 0..setup.vcpus {
@@ -297,6 +305,9 @@ fn restore(
     let board = &state.board;
     bus.pci.set_address(board.pci_address);
     bus.ports.power.restore(&board.power);
+    if let (Some(watchdog), Some(saved)) = (&bus.ports.watchdog, &board.watchdog) {
+        watchdog.restore(saved);
+    }
     bus.ioapic.restore(&board.ioapic);
     bus.ports.power.new_generation();
     if state.panicked {
@@ -340,6 +351,9 @@ impl Machine {
     pub fn resume(&mut self) {
         if !self.running {
             self.slots.resume();
+            if let Some(watchdog) = &self.bus.ports.watchdog {
+                watchdog.resume();
+            }
             self.vcpus.resume();
             self.running = true;
         }
@@ -349,6 +363,9 @@ impl Machine {
     pub fn pause(&mut self) {
         if self.running {
             self.vcpus.pause();
+            if let Some(watchdog) = &self.bus.ports.watchdog {
+                watchdog.pause();
+            }
             self.slots.pause();
             self.running = false;
         }
@@ -413,6 +430,7 @@ impl Machine {
                 serial: self.bus.ports.save_serial(),
                 power: self.bus.ports.power.save(),
                 pci_address: self.bus.pci.address(),
+                watchdog: self.bus.ports.watchdog.as_ref().map(Watchdog::save),
             },
             slots: self.slots.save(),
             panicked: self.signals.panicked(),
@@ -440,6 +458,12 @@ impl Machine {
             (None, true) => Err(SnapshotError::NotTracked),
             (_, false) => snapshot::memory::write(memory, to),
         }
+    }
+
+    /// When the watchdog bites, unless the guest calls before.
+    #[must_use]
+    pub fn watchdog_deadline(&self) -> Option<Instant> {
+        self.bus.ports.watchdog.as_ref()?.deadline()
     }
 
     /// Presses the power button.

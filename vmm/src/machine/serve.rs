@@ -135,6 +135,7 @@ fn serve(
         console: Box::new(console),
         id: config.id,
         identity: config.identity.clone(),
+        watchdog: config.watchdog,
     };
     let mut built = build(setup)?;
     let plugged = |error| ServeError::Build(BuildError::Device(error));

@@ -23,6 +23,7 @@ pub mod vcpu;
 use crate::bus::ioapic::IoApicState;
 use crate::bus::ports::SerialRegisters;
 use crate::bus::power::PowerState;
+use crate::bus::watchdog::WatchdogState;
 use crate::machine::layout::MAX_VCPUS;
 use crate::machine::memory::{LEAST, MOST};
 use crate::machine::slots::Role;
@@ -87,6 +88,9 @@ pub struct BoardState {
     pub power: PowerState,
     /// PCI configuration address.
     pub pci_address: u32,
+    /// The watchdog, in a machine that has one.
+    #[serde(default)]
+    pub watchdog: Option<WatchdogState>,
 }
 
 /// A device in its slot.

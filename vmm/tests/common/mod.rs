@@ -211,6 +211,7 @@ impl Guest {
             balloon: plan.balloon,
             vsock: plan.vsock.map(|(cid, listener)| VsockConfig { cid, listener_fd: give(listener) }),
             virtio_console: None,
+            watchdog: true,
             jail: plan.jailed.then_some(JailConfig { uid, gid: uid }),
         };
         let config = file(&serde_json::to_vec(&config).unwrap());
