@@ -1,5 +1,6 @@
 //! What an operator sets: one TOML file with drop-ins.
 
+use crate::identity::lockout::SecurityCompliance;
 use api_kit::rate::Limit;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -12,6 +13,10 @@ use std::path::PathBuf;
 pub struct Config {
     /// Address and port of the HTTPS listener.
     pub listen: SocketAddr,
+    /// The cloud's URL as clients reach it, `https://HOST:PORT`: for the catalog, the certificate and links. `api bootstrap`
+    /// applies a new value.
+    #[serde(default)]
+    pub public: Option<String>,
     /// Address and port of a plain HTTP listener; loopback only.
     #[serde(default)]
     pub http_listen: Option<SocketAddr>,
@@ -35,6 +40,9 @@ pub struct Config {
     /// Tokens.
     #[serde(default)]
     pub tokens: Tokens,
+    /// Locking of accounts after failed log-ins.
+    #[serde(default)]
+    pub security_compliance: SecurityCompliance,
     /// Requests that one user may send.
     #[serde(default)]
     pub rate: Option<Limit>,
@@ -151,8 +159,17 @@ impl Config {
                 "http_listen is {http}, but plain HTTP is served on loopback only: use 127.0.0.1 or [::1], or the HTTPS 'listen'"
             ));
         }
+        if let Some(public) = &self.public
+            && crate::bootstrap::host_of(public.trim_end_matches('/')).is_none()
+        {
+            return Err(format!("public is {public}, which is not a URL like https://cloud.example:8443"));
+        }
         if self.tokens.seconds < 60 || self.tokens.rotate_seconds < 60 {
             return Err("tokens.seconds and tokens.rotate_seconds must be at least 60".to_owned());
+        }
+        if self.security_compliance.lockout_failure_attempts == Some(0) {
+            return Err("security_compliance.lockout_failure_attempts must be at least 1; leave it out to lock nobody"
+                .to_owned());
         }
         if self.task_width == 0 || self.threads == 0 {
             return Err("task_width and threads must be at least 1".to_owned());

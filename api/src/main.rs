@@ -1,6 +1,6 @@
 //! The `api` binary: serves the REST services, or takes a new cloud's first steps.
 
-use api::bootstrap::{self, Options};
+use api::bootstrap::{self, Options, ResetOptions};
 use api::config::Config;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -30,12 +30,25 @@ enum Command {
         #[command(flatten)]
         options: Options,
     },
+    /// Print the OpenAPI document of all services.
+    Openapi,
+    /// Give the user admin a new password and write clouds.yaml and openrc: the way back when these are lost.
+    ResetAdminPassword {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        #[command(flatten)]
+        options: ResetOptions,
+    },
 }
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     let path = match &command {
-        Command::Serve { config } | Command::Bootstrap { config, .. } => config,
+        Command::Openapi => return print_openapi(),
+        Command::Serve { config }
+        | Command::Bootstrap { config, .. }
+        | Command::ResetAdminPassword { config, .. } => config,
     };
     let config: Config = match base::config::load(path) {
         Ok(config) => config,
@@ -47,6 +60,7 @@ fn main() -> ExitCode {
     let threads = config.threads.max(1);
     base::daemon::run("api", threads, move |shutdown| async move {
         match command {
+            Command::Openapi => Ok(()),
             Command::Serve { .. } => api::serve::serve(config, shutdown).await,
             Command::Bootstrap { options, .. } => {
                 tokio::select! {
@@ -54,6 +68,22 @@ fn main() -> ExitCode {
                     () = shutdown.cancelled() => Err("interrupted; run it again to finish".into()),
                 }
             }
+            Command::ResetAdminPassword { options, .. } => {
+                bootstrap::reset_admin_password(config, options).await
+            }
         }
     })
+}
+
+fn print_openapi() -> ExitCode {
+    match api::kit::openapi::document(api::app::services()) {
+        Ok(document) => {
+            println!("{document}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("api: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -112,7 +112,10 @@ pub fn router(app: &Shared) -> Result<Arc<Router<App>>, Trouble> {
     let config = &app.config;
     let mut settings = Settings {
         trust_forwarded: config.trust_forwarded,
-        default_host: config.listen.to_string(),
+        default_host: config.public.as_deref().and_then(|public| public.split_once("://")).map_or_else(
+            || config.listen.to_string(),
+            |(_, authority)| authority.trim_end_matches('/').to_owned(),
+        ),
         policy: config.policy.clone(),
         ..Settings::default()
     };

@@ -126,6 +126,7 @@ impl Cloud {
         let at = |name: &str| dir.path().join(name);
         let mut config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
+            public: None,
             http_listen: None,
             database: store.url.clone(),
             state_dir: at("state"),
@@ -140,6 +141,7 @@ impl Cloud {
             host_name: "host-1".to_owned(),
             region: "RegionOne".to_owned(),
             tokens: Tokens::default(),
+            security_compliance: crate::identity::lockout::SecurityCompliance::default(),
             rate: None,
             trust_forwarded: false,
             policy: std::collections::BTreeMap::new(),

@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 /// The roles that a credential grants; `None` when it is gone or over.
 ///
@@ -41,17 +42,20 @@ pub async fn project(app: &App, id: &str) -> Result<Option<String>, Fault> {
 ///
 /// # Errors
 /// 401
-pub async fn prove(app: &App, given: &Value) -> Result<Proof, Fault> {
+pub async fn prove(call: &Call<App>, given: &Value) -> Result<Proof, Fault> {
+    let app = &call.app;
+    let who = auth::source(call, &json!({"id": given["id"], "name": given["name"], "domain": given["user"]}));
+    app.identity.throttle.may_try(&who, Instant::now())?;
     let row = match (given["id"].as_str(), given["name"].as_str()) {
         (Some(id), _) => {
             let sql = "SELECT id, user_id, secret FROM identity_appcreds WHERE id = $1";
             app.store.row(sql, args![id]).await?
         }
         (None, Some(name)) => match auth::find_user(app, &given["user"]).await? {
-            Some((user, _)) => {
+            Some(user) => {
                 let sql =
                     "SELECT id, user_id, secret FROM identity_appcreds WHERE user_id = $1 AND name = $2";
-                app.store.row(sql, args![user, name]).await?
+                app.store.row(sql, args![user.id, name]).await?
             }
             None => None,
         },
@@ -62,6 +66,7 @@ pub async fn prove(app: &App, given: &Value) -> Result<Proof, Fault> {
     let hash = row.as_ref().map(|row| row.text("secret")).transpose()?;
     let secret = given["secret"].as_str().unwrap_or_default();
     let right = app.identity.passwords.check(secret, hash).await?;
+    app.identity.throttle.note(&who, right, Instant::now());
     match row {
         Some(row) if right => Ok(Proof {
             user: row.text("user_id")?,
@@ -145,7 +150,7 @@ pub async fn list(call: Call<App>) -> Outcome {
 /// 403 without a project; 400 for roles that the user does not have.
 pub async fn create(call: Call<App>) -> Outcome {
     let user = call.path("id");
-    call.enforced_by_query();
+    call.enforce(&Target::new().user(user))?;
     if user != call.caller.user_id {
         return Err(Fault::forbidden("Only the user itself can create its application credentials."));
     }

@@ -2,6 +2,7 @@
 
 use super::caller::{self, Proof};
 use super::entity::{DOMAINS, PROJECTS, USERS, enabled, text};
+use super::lockout::{self, Failures};
 use super::state::change;
 use super::token::{Scope, Token};
 use super::{appcreds, catalog};
@@ -11,6 +12,7 @@ use base::args;
 use base::store::{Query, Where};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 /// POST /auth/tokens
 ///
@@ -18,7 +20,7 @@ use std::collections::BTreeSet;
 /// 401 for whatever does not fit together, without saying what.
 pub async fn issue(call: Call<App>) -> Outcome {
     let auth = call.inner("auth");
-    let proof = prove(&call.app, &auth["identity"]).await?;
+    let proof = prove(&call, &auth["identity"]).await?;
     let scope = scope(&call.app, &auth["scope"], &proof).await?;
     let explicit = !auth["scope"].is_null();
     let mut issued = caller::issue(&call.app, &proof, scope).await?;
@@ -31,9 +33,15 @@ pub async fn issue(call: Call<App>) -> Outcome {
     Ok(Reply::json(201, body).header("x-subject-token", token).header("vary", "X-Auth-Token"))
 }
 
-async fn prove(app: &App, identity: &Value) -> Result<Proof, Fault> {
+async fn prove(call: &Call<App>, identity: &Value) -> Result<Proof, Fault> {
+    let app = &call.app;
     let mut proof: Option<Proof> = None;
+    let mut seen = BTreeSet::new();
     for method in identity["methods"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        // Named again it proves nothing more: no second hash for the price of one request.
+        if !seen.insert(method) {
+            continue;
+        }
         let given = &identity[method];
         if !given.is_object() {
             return Err(Fault::bad_request(format!(
@@ -42,9 +50,9 @@ async fn prove(app: &App, identity: &Value) -> Result<Proof, Fault> {
             )));
         }
         let one = match method {
-            "password" => by_password(app, given).await?,
+            "password" => by_password(call, given).await?,
             "token" => by_token(app, given).await?,
-            "application_credential" => appcreds::prove(app, given).await?,
+            "application_credential" => appcreds::prove(call, given).await?,
             _ => return Err(Fault::unauthorized()),
         };
         proof = Some(match proof {
@@ -62,18 +70,65 @@ async fn prove(app: &App, identity: &Value) -> Result<Proof, Fault> {
     proof.ok_or_else(Fault::unauthorized)
 }
 
-/// Finds a user by id, or by name and domain: id, whether it may log in, password hash.
-pub(super) async fn find_user(app: &App, user: &Value) -> Result<Option<(String, Option<String>)>, Fault> {
+/// What a log-in needs of a user's row.
+pub(super) struct Account {
+    pub(super) id: String,
+    hash: Option<String>,
+    failures: Failures,
+}
+
+/// Finds a user by id, or by name and domain.
+pub(super) async fn find_user(app: &App, user: &Value) -> Result<Option<Account>, Fault> {
     let row = if let Some(id) = user["id"].as_str() {
-        app.store.row("SELECT id, password FROM identity_users WHERE id = $1", args![id]).await?
+        let sql = "SELECT id, password, failures, failed_us FROM identity_users WHERE id = $1";
+        app.store.row(sql, args![id]).await?
     } else if let Some(name) = user["name"].as_str() {
         let Some(domain) = domain_id(app, &user["domain"]).await? else { return Ok(None) };
-        let sql = "SELECT id, password FROM identity_users WHERE domain_id = $1 AND name = $2";
+        let sql =
+            "SELECT id, password, failures, failed_us FROM identity_users WHERE domain_id = $1 AND name = $2";
         app.store.row(sql, args![domain, name]).await?
     } else {
         return Err(Fault::bad_request("Expecting to find id or name in user."));
     };
-    row.map(|row| Ok((row.text("id")?, row.opt_text("password")?))).transpose()
+    row.map(|row| {
+        Ok(Account {
+            id: row.text("id")?,
+            hash: row.opt_text("password")?,
+            failures: Failures { count: row.int("failures")?, last_us: row.int("failed_us")? },
+        })
+    })
+    .transpose()
+}
+
+/// Checks a user's password: slowed down after failures from the same source, always wrong for a locked account, and
+/// as slow for a user that does not exist.
+///
+/// # Errors
+/// 429 while this source has to wait, 503 when too many log in.
+pub(super) async fn check_password(
+    call: &Call<App>,
+    user: &Value,
+    password: &str,
+) -> Result<Option<String>, Fault> {
+    let app = &call.app;
+    let who = source(call, user);
+    app.identity.throttle.may_try(&who, Instant::now())?;
+    let account = find_user(app, user).await?;
+    let usable = account.as_ref().filter(|account| !lockout::locked(app, account.failures));
+    let hash = usable.and_then(|account| account.hash.clone());
+    let locked = account.is_some() && usable.is_none();
+    let right = app.identity.passwords.check(password, hash).await?;
+    app.identity.throttle.note(&who, right, Instant::now());
+    let Some(account) = account.filter(|_| !locked) else { return Ok(None) };
+    lockout::note(app, &account.id, right, account.failures).await?;
+    Ok(right.then_some(account.id))
+}
+
+/// The client's address with whom it claims to be, in a bounded length.
+pub(super) fn source(call: &Call<App>, claimed: &Value) -> String {
+    let claimed = json!([claimed["id"], claimed["name"], claimed["domain"]]).to_string();
+    let claimed: String = claimed.chars().take(600).collect();
+    format!("{} {claimed}", call.peer.map(|peer| peer.ip().to_string()).unwrap_or_default())
 }
 
 async fn domain_id(app: &App, domain: &Value) -> Result<Option<String>, Fault> {
@@ -87,20 +142,13 @@ async fn domain_id(app: &App, domain: &Value) -> Result<Option<String>, Fault> {
     Ok(row.map(|row| row.text("id")).transpose()?)
 }
 
-async fn by_password(app: &App, given: &Value) -> Result<Proof, Fault> {
+async fn by_password(call: &Call<App>, given: &Value) -> Result<Proof, Fault> {
     let user = &given["user"];
     let Some(password) = user["password"].as_str() else {
         return Err(Fault::bad_request("Expecting to find user with a password in password."));
     };
-    let found = find_user(app, user).await?;
-    let (id, hash) = found.map_or((None, None), |(id, hash)| (Some(id), hash));
-    let right = app.identity.passwords.check(password, hash).await?;
-    match id {
-        Some(user) if right => {
-            Ok(Proof { user, methods: BTreeSet::from(["password"]), from: None, appcred: None })
-        }
-        Some(_) | None => Err(Fault::unauthorized()),
-    }
+    let user = check_password(call, user, password).await?.ok_or_else(Fault::unauthorized)?;
+    Ok(Proof { user, methods: BTreeSet::from(["password"]), from: None, appcred: None })
 }
 
 async fn by_token(app: &App, given: &Value) -> Result<Proof, Fault> {
@@ -202,7 +250,6 @@ async fn subject(call: &Call<App>) -> Result<std::sync::Arc<Caller>, Fault> {
         }
         None => {
             // Whoever may ask about any token learns that there is none; so does everyone else.
-            call.enforced_by_query();
             Err(Fault::not_found("Could not find token: it is unknown, expired or revoked."))
         }
     }

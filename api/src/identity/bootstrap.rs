@@ -1,5 +1,7 @@
-//! What identity has on a new cloud: the default domain, projects, roles, users and the catalog. Running it again
-//! changes nothing but what is missing (and the catalog's URLs when the cloud's address changed).
+//! What identity has on a new cloud: the default domain, projects, roles, users and the catalog.
+//!
+//! These first steps are taken once. Until they are [`finish`]ed they may be repeated and make what is missing; after that
+//! what an operator deleted stays away, and only the catalog follows the cloud's address ([`refresh`]).
 
 use super::entity::{
     DOMAINS, ENDPOINTS, Entity, Kind, PROJECTS, REGIONS, ROLES, SERVICES, USERS, new_id, text,
@@ -82,12 +84,7 @@ pub async fn run(
             let entity = json!({"id": region, "description": "", "parent_region_id": null});
             REGIONS.put(&tx, &object(entity)).await?;
         }
-        let sql = "INSERT INTO identity_settings (name, value) VALUES ('public_url', $1)
-            ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-        tx.exec(sql, args![url]).await?;
-        for service in listed {
-            catalog(&tx, url, region, service).await?;
-        }
+        list(&tx, url, region, listed).await?;
         Ok(Made {
             admin: caller("admin", &admin, "admin", &admin_project, &CHAIN),
             demo: caller("demo", &demo, "demo", &demo_project, &CHAIN[2..]),
@@ -154,11 +151,40 @@ async fn grant(tx: &Tx, user: &str, (kind, target): (&str, &str), role: &str) ->
     Ok(())
 }
 
-async fn catalog(tx: &Tx, url: &str, region: &str, listed: &Listed) -> Result<(), Fault> {
+async fn list(tx: &Tx, url: &str, region: &str, listed: &[Listed]) -> Result<(), Fault> {
+    set(tx, "public_url", url).await?;
+    for service in listed {
+        let known = setting(tx, &format!("listed:{}", service.name)).await?.is_some();
+        catalog(tx, url, region, service, known).await?;
+        set(tx, &format!("listed:{}", service.name), "yes").await?;
+    }
+    Ok(())
+}
+
+async fn set(tx: &Tx, name: &str, value: &str) -> Result<(), Fault> {
+    let sql = "INSERT INTO identity_settings (name, value) VALUES ($1, $2)
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    tx.exec(sql, args![name, value]).await?;
+    Ok(())
+}
+
+async fn setting(query: &impl Query, name: &str) -> Result<Option<String>, Fault> {
+    let row = query.row("SELECT value FROM identity_settings WHERE name = $1", args![name]).await?;
+    Ok(row.map(|row| row.text("value")).transpose()?)
+}
+
+/// Lists a service, or, when it was listed before, leads its endpoints to the cloud's address. What was deleted meanwhile
+/// stays away, and URLs that an operator set to something else stay.
+async fn catalog(tx: &Tx, url: &str, region: &str, listed: &Listed, known: bool) -> Result<(), Fault> {
     let found =
         ("SELECT id FROM identity_services WHERE type = $1 AND name = $2", args![listed.kind, listed.name]);
     let entity = json!({"type": listed.kind, "name": listed.name, "enabled": true, "description": ""});
-    let (service, _) = ensure(tx, &SERVICES, found, entity).await?;
+    let service = if known {
+        let Some(row) = tx.row(found.0, found.1).await? else { return Ok(()) };
+        row.text("id")?
+    } else {
+        ensure(tx, &SERVICES, found, entity).await?.0
+    };
     let wanted = format!("{url}{}", listed.path);
     for interface in ["public", "internal", "admin"] {
         let found = (
@@ -167,16 +193,79 @@ async fn catalog(tx: &Tx, url: &str, region: &str, listed: &Listed) -> Result<()
         );
         let entity = json!({"service_id": service, "interface": interface, "region_id": region,
             "region": region, "url": wanted, "enabled": true});
-        let (id, new) = ensure(tx, &ENDPOINTS, found, entity).await?;
-        if !new {
-            let mut entity = ENDPOINTS.get(tx, &id).await?;
-            if text(&entity, "url") != wanted {
-                entity.insert("url".to_owned(), json!(wanted));
-                ENDPOINTS.put(tx, &entity).await?;
-            }
+        let id = if known {
+            let Some(row) = tx.row(found.0, found.1).await? else { continue };
+            row.text("id")?
+        } else {
+            ensure(tx, &ENDPOINTS, found, entity).await?.0
+        };
+        let mut entity = ENDPOINTS.get(tx, &id).await?;
+        let now = text(&entity, "url");
+        if now != wanted && now.ends_with(listed.path) {
+            entity.insert("url".to_owned(), json!(wanted));
+            ENDPOINTS.put(tx, &entity).await?;
         }
     }
     Ok(())
+}
+
+/// Whether the first steps were taken to their end.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn finished(app: &App) -> Result<bool, Fault> {
+    Ok(setting(&app.store, "first_steps").await?.is_some())
+}
+
+/// Remembers that the first steps were taken to their end.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn finish(app: &App) -> Result<(), Fault> {
+    app.store.tx(|tx| async move { set(&tx, "first_steps", "done").await }).await
+}
+
+/// Leads the catalog to the cloud's address and lists services that this version has and the former one had not.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn refresh(app: &App, url: &str, listed: &[Listed]) -> Result<(), Fault> {
+    let region = app.config.region.as_str();
+    change(app, |tx| async move { list(&tx, url, region, listed).await }).await
+}
+
+/// The cloud's address as the last bootstrap was told.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn public_url(app: &App) -> Result<Option<String>, Fault> {
+    setting(&app.store, "public_url").await
+}
+
+/// The way back in: gives the user `admin` a new password, with everything that it needs to be administrator, and ends
+/// its tokens.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn reset_admin(app: &App, password: &str) -> Result<(), Fault> {
+    let hash = app.identity.passwords.hash(password).await?;
+    let hash = hash.as_str();
+    change(app, |tx| async move {
+        let role = role(&tx, "admin").await?;
+        let project = project(&tx, "admin", "The cloud's administrators").await?;
+        let admin = user(&tx, "admin", &project, hash, true).await?;
+        for (kind, id) in [(&DOMAINS, "default"), (&PROJECTS, project.as_str()), (&USERS, admin.as_str())] {
+            let mut entity = kind.get(&tx, id).await?;
+            entity.insert("enabled".to_owned(), json!(true));
+            kind.put(&tx, &entity).await?;
+        }
+        super::lockout::reset(&tx, &admin).await?;
+        grant(&tx, &admin, ("project", &project), &role).await?;
+        grant(&tx, &admin, ("domain", "default"), &role).await?;
+        grant(&tx, &admin, ("system", "all"), &role).await?;
+        Ok(super::caller::revoke(app, &tx, &format!("user:{admin}"), super::caller::now_us()).await?)
+    })
+    .await
 }
 
 fn caller(user: &str, user_id: &str, project: &str, project_id: &str, roles: &[&str]) -> Caller {

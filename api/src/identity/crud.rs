@@ -291,6 +291,9 @@ pub async fn update(call: Call<App>, kind: &'static Kind) -> Outcome {
         if let Some(hash) = hash {
             set_password(&tx, id, hash).await?;
         }
+        if kind.one == "user" && (hash.is_some() || patch.get("enabled") == Some(&Value::Bool(true))) {
+            super::lockout::reset(&tx, id).await?;
+        }
         let disabled = enabled(&old) && !enabled(&new);
         if kind.one == "user" && (disabled || hash.is_some()) {
             caller::revoke(app, &tx, &format!("user:{id}"), now_us()).await?;

@@ -14,6 +14,7 @@ pub mod crud;
 pub mod entity;
 pub mod inner;
 pub mod keys;
+pub mod lockout;
 pub mod password;
 pub mod policy;
 pub mod projects;
@@ -23,6 +24,7 @@ pub mod state;
 pub mod tables;
 #[cfg(test)]
 mod tests;
+pub mod throttle;
 pub mod token;
 pub mod users;
 

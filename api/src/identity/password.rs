@@ -3,7 +3,9 @@
 use api_kit::Fault;
 use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
+use axum::http::header;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Semaphore;
 
 /// OWASP's choice with the least memory: 7 MiB, 5 passes, 1 lane.
@@ -15,10 +17,16 @@ fn argon2() -> Argon2<'static> {
 /// Longest password in bytes. Longer ones are refused, not cut.
 pub const LONGEST: usize = 4096;
 
-/// Hashes and checks, at most `permits` at a time: a flood of log-ins queues instead of taking all cores and memory.
+/// Log-ins that wait for their turn; more are sent away.
+const QUEUE: usize = 512;
+
+/// Hashes and checks, at most `permits` at a time: a flood of log-ins queues instead of taking all cores and memory, and
+/// the queue is bounded too.
 #[derive(Debug, Clone)]
 pub struct Passwords {
     permits: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+    done: Arc<AtomicU64>,
     /// Checked for users that do not exist, so that they take as long as those that do.
     nobody: Arc<str>,
 }
@@ -28,7 +36,13 @@ impl Passwords {
     /// When there are no random bytes.
     pub fn new(permits: usize) -> Result<Self, Fault> {
         let nobody = hash_now("no user has this password")?;
-        Ok(Self { permits: Arc::new(Semaphore::new(permits.max(1))), nobody: nobody.into() })
+        let permits = permits.max(1);
+        Ok(Self {
+            permits: Arc::new(Semaphore::new(permits)),
+            places: Arc::new(Semaphore::new(permits + QUEUE)),
+            done: Arc::default(),
+            nobody: nobody.into(),
+        })
     }
 
     /// The hash to store.
@@ -63,8 +77,25 @@ impl Passwords {
         Ok(known && right)
     }
 
+    /// How many hashes were computed.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {
-        let _permit = self.permits.acquire().await.map_err(Fault::internal)?;
+        let _place = self.places.try_acquire().map_err(|_| {
+            Fault::unavailable("Too many log-ins at the same time. Try again.")
+                .header(header::RETRY_AFTER, "5")
+        })?;
+        let permit = self.permits.clone().acquire_owned().await.map_err(Fault::internal)?;
+        let done = self.done.clone();
+        // The permit goes with the work: a client that hangs up does not end the hashing, and must not make room for more.
+        let work = move || {
+            let _permit = permit;
+            done.fetch_add(1, Ordering::Relaxed);
+            work()
+        };
         tokio::task::spawn_blocking(work).await.map_err(Fault::internal)
     }
 }
@@ -89,5 +120,32 @@ mod tests {
         assert!(!passwords.check("no user has this password", None).await.unwrap());
         assert!(!passwords.check(&"x".repeat(LONGEST + 1), Some(hash)).await.unwrap());
         assert!(passwords.hash(&"x".repeat(LONGEST + 1)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_hangs_up_makes_no_room_and_the_queue_is_bounded() {
+        let passwords = Passwords::new(1).unwrap();
+        let (start, started) = std::sync::mpsc::channel::<()>();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let work = move || {
+            start.send(()).unwrap();
+            ended.recv().unwrap();
+        };
+        let mut first = Box::pin(passwords.run(work));
+        assert!(futures::poll!(&mut first).is_pending());
+        tokio::task::spawn_blocking(move || started.recv().unwrap()).await.unwrap();
+        drop(first);
+        assert_eq!(passwords.permits.available_permits(), 0, "the hash still runs");
+        let mut waiting = Vec::new();
+        for _ in 0..=QUEUE {
+            let mut one = Box::pin(passwords.run(|| ()));
+            assert!(futures::poll!(&mut one).is_pending());
+            waiting.push(one);
+        }
+        assert_eq!(passwords.run(|| ()).await.unwrap_err().status, 503);
+        end.send(()).unwrap();
+        for one in waiting {
+            one.await.unwrap();
+        }
     }
 }

@@ -7,6 +7,7 @@
 use super::catalog::Catalog;
 use super::keys::Keys;
 use super::password::Passwords;
+use super::throttle::Throttle;
 use crate::app::App;
 use crate::config::Config;
 use api_kit::{Caller, Fault};
@@ -28,6 +29,8 @@ pub struct State {
     keys_dir: PathBuf,
     /// Hashes and checks passwords.
     pub passwords: Passwords,
+    /// Who failed to log in lately.
+    pub throttle: Throttle,
     memory: Mutex<Memory>,
 }
 
@@ -61,6 +64,7 @@ impl State {
             keys: RwLock::new(Arc::new(keys)),
             keys_dir,
             passwords: Passwords::new(cores)?,
+            throttle: Throttle::default(),
             memory: Mutex::default(),
         })
     }

@@ -3,7 +3,18 @@
 use base::store::Migration;
 
 /// The service's tables.
-pub const MIGRATIONS: &[Migration] = &[Migration {
+pub const MIGRATIONS: &[Migration] = &[FIRST, LOCKOUT];
+
+const LOCKOUT: Migration = Migration {
+    version: 2,
+    statements: &[
+        // Failed log-ins in a row, and when the last one was (microseconds since the epoch).
+        "ALTER TABLE identity_users ADD COLUMN failures BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE identity_users ADD COLUMN failed_us BIGINT NOT NULL DEFAULT 0",
+    ],
+};
+
+const FIRST: Migration = Migration {
     version: 1,
     statements: &[
         "CREATE TABLE identity_domains (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, enabled BIGINT NOT NULL,
@@ -45,4 +56,4 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
         "INSERT INTO identity_changes (one, n) VALUES (1, 0)",
         "CREATE TABLE identity_settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     ],
-}];
+};

@@ -481,3 +481,77 @@ async fn tags_find_projects() {
     assert_eq!(cloud.call(&admin, "DELETE", &tags, None).await.status, 204);
     assert_eq!(cloud.call(&admin, "GET", &tags, None).await.json["tags"], json!([]));
 }
+
+#[tokio::test]
+async fn a_method_that_is_named_again_costs_no_second_hash() {
+    let (cloud, _) = up().await;
+    let mut body = by_password("demo", "wrong", Value::Null);
+    body["auth"]["identity"]["methods"] = json!(["password", "password", "password", "password"]);
+    let before = cloud.app.identity.passwords.done();
+    assert_eq!(post_token(&cloud, body.clone()).await.0.status, 401);
+    assert_eq!(cloud.app.identity.passwords.done() - before, 1);
+    body["auth"]["identity"]["password"]["user"]["password"] = json!("demo-password");
+    let before = cloud.app.identity.passwords.done();
+    let (answer, _) = post_token(&cloud, body).await;
+    assert_eq!((answer.status, &answer.json["token"]["methods"]), (201, &json!(["password"])));
+    assert_eq!(cloud.app.identity.passwords.done() - before, 1);
+}
+
+#[tokio::test]
+async fn guessing_is_slowed_down_alike_for_users_that_exist_and_those_that_do_not() {
+    let (cloud, ids) = up().await;
+    let (throttle, now) = (&cloud.app.identity.throttle, std::time::Instant::now());
+    let mut answers = Vec::new();
+    for user in ["demo", "nobody"] {
+        let mut seen = Vec::new();
+        for _ in 0..5 {
+            seen.push(post_token(&cloud, by_password(user, "wrong", Value::Null)).await.0);
+        }
+        // Five more, without waiting for their hashes: the next one has to wait for 16 s.
+        let who = format!(" {}", json!([null, user, {"name": "Default"}]));
+        (0..5).for_each(|_| throttle.note(&who, false, now + std::time::Duration::from_secs(60)));
+        let before = cloud.app.identity.passwords.done();
+        // The right password has to wait as well, or waiting would tell that the guess was wrong.
+        seen.push(post_token(&cloud, by_password(user, &format!("{user}-password"), Value::Null)).await.0);
+        assert_eq!(cloud.app.identity.passwords.done(), before, "what has to wait is not hashed");
+        assert!(seen[5].headers.contains_key("retry-after"));
+        let codes: Vec<u16> = seen.iter().map(|answer| answer.status).collect();
+        assert_eq!(codes, [401, 401, 401, 401, 401, 429]);
+        answers.push(seen.into_iter().take(5).map(|answer| answer.json).collect::<Vec<_>>());
+    }
+    assert_eq!(answers[0], answers[1]);
+    log_in(&cloud, "admin").await;
+    // The other way to try passwords.
+    let path = format!("/identity/v3/users/{}/password", ids.demo);
+    let body = json!({"user": {"original_password": "wrong", "password": "x"}});
+    let who = format!(" {}", json!([ids.demo, null, null]));
+    for _ in 0..5 {
+        assert_eq!(cloud.call("", "POST", &path, Some(body.clone())).await.status, 401);
+    }
+    (0..5).for_each(|_| throttle.note(&who, false, now + std::time::Duration::from_secs(60)));
+    assert_eq!(cloud.call("", "POST", &path, Some(body)).await.status, 429);
+}
+
+#[tokio::test]
+async fn an_account_is_locked_when_the_operator_wants_that_and_enabled_again() {
+    on_both(|db| async move {
+        let cloud = Cloud::configured(db, |config| {
+            config.security_compliance.lockout_failure_attempts = Some(2);
+        });
+        let (cloud, ids) = bootstrapped(cloud.await).await;
+        let right = || by_password("demo", "demo-password", Value::Null);
+        let status = async |body| post_token(&cloud, body).await.0.status;
+        let wrong = || by_password("demo", "wrong", Value::Null);
+        assert_eq!(status(wrong()).await, 401);
+        assert_eq!(status(right()).await, 201, "one failure, forgotten by the success");
+        assert_eq!(status(wrong()).await, 401);
+        assert_eq!(status(wrong()).await, 401);
+        assert_eq!(status(right()).await, 401, "locked");
+        let admin = log_in(&cloud, "admin").await;
+        let path = format!("/identity/v3/users/{}", ids.demo);
+        let enabled = Some(json!({"user": {"enabled": true}}));
+        assert_eq!(cloud.call(&admin, "PATCH", &path, enabled).await.status, 200);
+        assert_eq!(status(right()).await, 201);
+    })
+    .await;
+}

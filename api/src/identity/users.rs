@@ -17,9 +17,7 @@ use serde_json::json;
 pub async fn change_password(call: Call<App>) -> Outcome {
     let (id, given) = (call.path("id"), call.inner("user"));
     let original = given["original_password"].as_str().unwrap_or_default();
-    let found = auth::find_user(&call.app, &json!({"id": id})).await?;
-    let hash = found.and_then(|(_, hash)| hash);
-    if !call.app.identity.passwords.check(original, hash).await? {
+    if auth::check_password(&call, &json!({"id": id}), original).await?.is_none() {
         return Err(Fault::unauthorized());
     }
     let new = given["password"].as_str().unwrap_or_default();
