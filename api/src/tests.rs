@@ -1,5 +1,7 @@
 //! What holds for every operation of every service.
 
+mod cross;
+
 use crate::app::{self, App};
 use crate::testing::{Answer, Cloud};
 use api_kit::{Operation, Service};

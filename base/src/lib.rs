@@ -4,6 +4,7 @@
 pub mod config;
 pub mod daemon;
 pub mod fdpass;
+pub mod gate;
 pub mod log;
 pub mod metrics;
 pub mod owner;

@@ -5,9 +5,9 @@ use crate::router::Mounted;
 use crate::{Caller, Fault, Micro, Operation, Target};
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Uri};
+use base::gate::Gate;
 use serde_json::Value;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Values of the path template's `{names}`, percent-decoded.
@@ -108,7 +108,7 @@ pub struct Call<S> {
     pub(crate) service: Arc<Mounted<S>>,
     // In a mutex only to make the call shareable: a body by itself is not.
     pub(crate) stream: Mutex<Option<Body>>,
-    pub(crate) enforced: Arc<AtomicBool>,
+    pub(crate) gate: Gate,
 }
 
 impl<S> Call<S> {
@@ -118,19 +118,32 @@ impl<S> Call<S> {
         self.path.get(name)
     }
 
-    /// Enforces this operation's rule against what it touches.
+    /// Enforces this operation's rule against what it touches. Where the rule depends on that, nothing can be changed
+    /// and no daemon asked before this has passed.
     ///
     /// # Errors
     /// 403 in the words of upstream.
     pub fn enforce(&self, target: &Target<'_>) -> Result<(), Fault> {
-        self.enforced.store(true, Ordering::Relaxed);
         let rule = self.op.rule().unwrap_or_default();
-        if self.may(rule, target) { Ok(()) } else { Err(self.service.forbidden(rule)) }
+        if !self.may(rule, target) {
+            return Err(self.service.forbidden(rule));
+        }
+        self.gate.open();
+        Ok(())
     }
 
-    /// Marks the operation's rule as met by other means: the handler only lists what the caller owns, say.
+    /// Marks a reading operation's rule as met by other means: the handler only shows what the caller may see. On an
+    /// operation that writes it does nothing: that has to [`Call::enforce`].
     pub fn enforced_by_query(&self) {
-        self.enforced.store(true, Ordering::Relaxed);
+        if self.method == Method::GET || self.method == Method::HEAD {
+            self.gate.open();
+        }
+    }
+
+    /// Marks the operation's rule as met because the resource's own access list lets the caller do this. To be called
+    /// after that list was asked.
+    pub fn enforced_by_access_list(&self) {
+        self.gate.open();
     }
 
     /// Whether any rule of this service allows it.

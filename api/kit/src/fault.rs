@@ -302,7 +302,10 @@ impl From<StoreError> for Fault {
                 "The disk of the cloud's database is full. The operator should free space or make the disk larger.",
             )
             .source(error),
-            StoreError::Newer { .. } | StoreError::Shape(_) | StoreError::Other(_) => Self::internal(error),
+            StoreError::Newer { .. }
+            | StoreError::Shape(_)
+            | StoreError::Shut(_)
+            | StoreError::Other(_) => Self::internal(error),
         }
     }
 }

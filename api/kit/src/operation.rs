@@ -209,10 +209,35 @@ impl<S> Operation<S> {
         self.since
     }
 
+    /// The last microversion that has it.
+    #[must_use]
+    pub fn last_version(&self) -> Option<Micro> {
+        self.until
+    }
+
+    /// The key of the body that chooses it, when it is an action.
+    #[must_use]
+    pub fn action_key(&self) -> Option<&'static str> {
+        self.action
+    }
+
+    /// The JSON schema of its body at this microversion.
+    #[must_use]
+    pub fn body_schema(&self, version: Micro) -> Option<&'static str> {
+        self.schema(version).map(Schema::text)
+    }
+
     /// Whether it needs no token.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.open
+    }
+
+    /// Whether its path names something beyond the project that the request is made in (`/v3/{project_id}/...`).
+    #[must_use]
+    pub fn names_row(&self) -> bool {
+        let mut parts = self.path.split('/').enumerate();
+        parts.any(|(place, part)| part.starts_with('{') && !(place == 2 && part == "{project_id}"))
     }
 
     pub(crate) fn serves(&self, version: Micro) -> bool {

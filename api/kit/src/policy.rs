@@ -102,6 +102,11 @@ impl<'a> Target<'a> {
         target.with("user_id", &caller.user_id)
     }
 
+    /// Nothing is known of it.
+    pub(crate) fn unknown() -> Self {
+        Self { attributes: Vec::new(), partial: true }
+    }
+
     fn get(&self, name: &str) -> Option<&str> {
         self.attributes.iter().find(|(key, _)| *key == name).map(|(_, value)| &**value)
     }

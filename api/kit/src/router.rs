@@ -1,25 +1,24 @@
 //! From a request to an operation, through every check that the declarations ask for.
 
-use crate::call::{PathParams, Query};
+mod mounted;
+
+pub use mounted::{BadDeclaration, Mounted};
+
+use crate::call::Query;
 use crate::micro::Disagree;
 use crate::operation::BodyMode;
-use crate::policy::{COMMON, Policy, Verdict};
 use crate::rate::{Limit, Rate};
 use crate::service::UnknownQuery;
-use crate::{
-    Authenticate, Call, Caller, Fault, FaultStyle, Micro, MicroRange, Operation, Reply, Service, Target,
-};
+use crate::{Authenticate, Call, Caller, Fault, FaultStyle, Micro, MicroRange, Operation, Reply, Service};
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use bytes::Bytes;
 use futures::FutureExt;
 use http_body_util::{BodyExt, Limited};
-use percent_encoding::percent_decode_str;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -62,127 +61,6 @@ impl Default for Settings {
             default_host: "localhost".to_owned(),
             policy: BTreeMap::new(),
         }
-    }
-}
-
-/// The declarations contradict themselves.
-#[derive(Debug, thiserror::Error)]
-pub enum BadDeclaration {
-    /// A policy rule.
-    #[error("service {0}: {1}")]
-    Policy(String, crate::policy::BadRule),
-    /// A path template.
-    #[error("service {service}: the path {path} cannot be served: {why}")]
-    Path {
-        /// Which service.
-        service: &'static str,
-        /// Which path.
-        path: &'static str,
-        /// Why.
-        why: String,
-    },
-    /// A policy override for something that does not exist.
-    #[error(
-        "policy overrides name the service or rule '{0}', which does not exist; remove it or correct its name"
-    )]
-    Override(String),
-}
-
-/// A service with its routes and rules made ready.
-pub struct Mounted<S> {
-    pub(crate) name: &'static str,
-    pub(crate) kind: &'static str,
-    pub(crate) prefix: &'static str,
-    pub(crate) micro: Option<MicroRange>,
-    pub(crate) faults: FaultStyle,
-    pub(crate) unknown_query: UnknownQuery,
-    pub(crate) policy: Policy,
-    table: matchit::Router<usize>,
-    pub(crate) routes: Vec<Vec<Arc<Operation<S>>>>,
-}
-
-impl<S> Mounted<S> {
-    fn new(
-        service: Service<S>,
-        overrides: Option<&BTreeMap<String, String>>,
-    ) -> Result<Self, BadDeclaration> {
-        let bad = |error| BadDeclaration::Policy(service.name.to_owned(), error);
-        let mut policy = Policy::default();
-        for (name, text) in COMMON.iter().chain(service.rules) {
-            policy.add(*name, text).map_err(bad)?;
-        }
-        let mut table = matchit::Router::new();
-        let mut routes: Vec<Vec<Arc<Operation<S>>>> = Vec::new();
-        let mut known: HashMap<&'static str, usize> = HashMap::new();
-        for operation in service.operations {
-            if let Some((name, text)) = operation.policy {
-                policy.add(name, text).map_err(bad)?;
-            }
-            let path = operation.path;
-            let index = match known.get(path) {
-                Some(index) => *index,
-                None => {
-                    table.insert(path, routes.len()).map_err(|error| BadDeclaration::Path {
-                        service: service.name,
-                        path,
-                        why: error.to_string(),
-                    })?;
-                    known.insert(path, routes.len());
-                    routes.push(Vec::new());
-                    routes.len() - 1
-                }
-            };
-            if let Some(list) = routes.get_mut(index) {
-                list.push(Arc::new(operation));
-            }
-        }
-        for (name, text) in overrides.into_iter().flatten() {
-            if !policy.has(name) {
-                return Err(BadDeclaration::Override(format!("{}: {name}", service.name)));
-            }
-            policy.add(name.clone(), text).map_err(bad)?;
-        }
-        policy.verify().map_err(bad)?;
-        Ok(Self {
-            name: service.name,
-            kind: service.kind,
-            prefix: service.prefix,
-            micro: service.micro,
-            faults: service.faults,
-            unknown_query: service.unknown_query,
-            policy,
-            table,
-            routes,
-        })
-    }
-
-    /// A denial in the words of the service.
-    pub(crate) fn forbidden(&self, rule: &str) -> Fault {
-        match self.faults {
-            FaultStyle::Keystone => {
-                Fault::forbidden(format!("You are not authorized to perform the requested action: {rule}."))
-            }
-            FaultStyle::Neutron => Fault::forbidden(format!("rule:{rule} is disallowed by policy")),
-            FaultStyle::Glance => {
-                Fault::forbidden(format!("You are not authorized to complete {rule} action."))
-            }
-            FaultStyle::Nova | FaultStyle::Cinder | FaultStyle::Swift | FaultStyle::Placement => {
-                Fault::not_allowed(rule)
-            }
-        }
-    }
-
-    fn find(&self, path: &str) -> Option<(&[Arc<Operation<S>>], PathParams)> {
-        let found = self.table.at(path).ok().or_else(|| {
-            // Clients are careless with the slash at the end, upstream is forgiving.
-            let trimmed = path.strip_suffix('/').filter(|trimmed| !trimmed.is_empty());
-            trimmed.and_then(|trimmed| self.table.at(trimmed).ok())
-        })?;
-        let mut params = Vec::with_capacity(found.params.len());
-        for (name, value) in found.params.iter() {
-            params.push((name.to_owned(), percent_decode_str(value).decode_utf8().ok()?.into_owned()));
-        }
-        Some((self.routes.get(*found.value)?, PathParams(params)))
     }
 }
 
@@ -382,16 +260,7 @@ impl<S: Send + Sync + 'static> Router<S> {
             Arc::clone(first)
         };
         trace.operation = operation.name;
-        let verdict = match operation.policy {
-            Some((rule, _)) => {
-                let verdict = service.policy.check(rule, &caller, &Target::of_caller(&caller));
-                if verdict == Verdict::No {
-                    return Err(service.forbidden(rule));
-                }
-                verdict
-            }
-            None => Verdict::Yes,
-        };
+        let gate = service.gate(&operation, &caller)?;
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         check_query(service, &operation, spoken, &query)?;
         let reads = parts.method != Method::GET && parts.method != Method::HEAD;
@@ -403,7 +272,6 @@ impl<S: Send + Sync + 'static> Router<S> {
         if reads && let Some(schema) = operation.schema(spoken) {
             schema.check(&value, service.faults)?;
         }
-        let enforced = Arc::new(AtomicBool::new(verdict == Verdict::Yes));
         let handler = operation.handler.clone();
         let call = Call {
             app: self.app.clone(),
@@ -422,10 +290,10 @@ impl<S: Send + Sync + 'static> Router<S> {
             op: operation,
             service: service.clone(),
             stream: Mutex::new(body),
-            enforced: enforced.clone(),
+            gate: gate.clone(),
         };
-        let reply = handler(call).await?;
-        if !enforced.load(Ordering::Relaxed) {
+        let reply = gate.clone().guard(handler(call)).await?;
+        if !gate.is_open() {
             return Err(Fault::internal(format!(
                 "{} answered without enforcing its policy against what it touched",
                 trace.operation

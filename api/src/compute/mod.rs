@@ -28,7 +28,7 @@ mod tasks;
 mod view;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::app::{App, Reconciler};
 use api_kit::Service;

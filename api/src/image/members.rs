@@ -4,7 +4,7 @@ use super::access::{find, find_own};
 use super::records::{self, Image};
 use super::view;
 use crate::app::App;
-use api_kit::{Call, Fault, Outcome, Reply};
+use api_kit::{Call, Fault, Outcome, Reply, Target};
 use base::store::StoreError;
 use serde_json::json;
 
@@ -72,6 +72,7 @@ pub(super) async fn update(call: Call<App>) -> Outcome {
     if !call.caller.is_admin && call.caller.project_id.as_deref() != Some(project.as_str()) {
         return Err(Fault::forbidden("Only the member itself may change its status."));
     }
+    call.enforce(&Target::project(&project))?;
     let status = call.body.get("status").and_then(|status| status.as_str()).unwrap_or_default().to_owned();
     let (id, member, status) = (&image.id, &project, &status);
     call.app.store.tx(|tx| async move { records::set_member(&tx, id, member, status).await }).await?;

@@ -32,7 +32,6 @@ pub(super) fn check(
     container: Option<&Meta>,
     deed: Deed,
 ) -> Result<(), Fault> {
-    call.enforced_by_query();
     // Accounts that do not begin so belong to services.
     let Some(project) = account.strip_prefix("AUTH_").filter(|project| !project.is_empty()) else {
         return Err(if call.caller.user_id.is_empty() {
@@ -46,6 +45,7 @@ pub(super) fn check(
         Deed::Write | Deed::Own => "object:write",
     };
     if !call.caller.user_id.is_empty() && call.may(rule, &Target::project(project)) {
+        call.enforced_by_access_list();
         return Ok(());
     }
     let list = |name: &str| container.and_then(|meta| meta.get(name)).map_or("", String::as_str);
@@ -58,6 +58,7 @@ pub(super) fn check(
         Deed::Own => false,
     };
     if allowed {
+        call.enforced_by_access_list();
         Ok(())
     } else if call.caller.user_id.is_empty() {
         Err(Fault::unauthorized())

@@ -51,6 +51,7 @@ impl Client {
     /// # Errors
     /// What the daemon refused; `Unavailable` when it does not answer.
     pub async fn call_within<C: Call>(&self, call: &C, limit: Duration) -> Result<C::Reply, Refused> {
+        gate()?;
         let body = serde_json::to_vec(call).map_err(|error| Refused::internal(error.to_string()))?;
         let exchange = async {
             let make = || Request::post(C::PATH).header(header::CONTENT_TYPE, "application/json");
@@ -86,6 +87,7 @@ impl Client {
         request: axum::http::request::Builder,
         body: Body,
     ) -> Result<Response<Incoming>, Refused> {
+        gate()?;
         let (response, _) = self.fresh(request, body).await?;
         if response.status().is_success() {
             return Ok(response);
@@ -160,6 +162,10 @@ impl Client {
         ))
         .remedy("run the same version of every daemon")
     }
+}
+
+fn gate() -> Result<(), Refused> {
+    crate::gate::pass().map_err(|shut| Refused::internal(shut.to_string()))
 }
 
 fn identified(request: axum::http::request::Builder, body: Body) -> Result<Request<Body>, axum::http::Error> {

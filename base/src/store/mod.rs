@@ -60,6 +60,9 @@ pub enum StoreError {
     /// A row did not have the shape that the code expects.
     #[error("unexpected row: {0}")]
     Shape(String),
+    /// A statement that changes something came too early.
+    #[error(transparent)]
+    Shut(#[from] crate::gate::Shut),
     /// Anything else.
     #[error("database error: {0}")]
     Other(String),

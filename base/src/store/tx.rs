@@ -147,6 +147,7 @@ impl Tx {
     pub fn exec<'a>(&'a self, sql: impl Into<Sql>, args: Vec<Value>) -> Boxed<'a, Result<u64, StoreError>> {
         let text = sql.into().0.into_owned();
         Box::pin(async move {
+            crate::gate::pass()?;
             let mut open = self.open.lock().await;
             let outcome = match open.as_mut() {
                 None => return Err(ended()),
@@ -196,6 +197,15 @@ impl Tx {
     }
 }
 
+/// Behind a shut gate a statement with rows is let through when it is plainly a reading one.
+fn may_run(sql: &str) -> Result<(), StoreError> {
+    let reads = sql.trim_start().get(..6).is_some_and(|verb| verb.eq_ignore_ascii_case("select"));
+    if !reads {
+        crate::gate::pass()?;
+    }
+    Ok(())
+}
+
 fn ended() -> StoreError {
     StoreError::Other("the transaction has ended".to_owned())
 }
@@ -204,6 +214,7 @@ impl Query for Tx {
     fn rows<'a>(&'a self, sql: impl Into<Sql>, args: Vec<Value>) -> Boxed<'a, Result<Vec<Row>, StoreError>> {
         let text = sql.into().0.into_owned();
         Box::pin(async move {
+            may_run(&text)?;
             let mut open = self.open.lock().await;
             match open.as_mut() {
                 None => Err(ended()),
@@ -226,6 +237,7 @@ impl Query for Store {
     fn rows<'a>(&'a self, sql: impl Into<Sql>, args: Vec<Value>) -> Boxed<'a, Result<Vec<Row>, StoreError>> {
         let text = sql.into().0.into_owned();
         Box::pin(async move {
+            may_run(&text)?;
             match &self.engine {
                 Engine::Sqlite { readers, .. } => {
                     let rows = bound!(sqlx::query(AssertSqlSafe(text)), args).fetch_all(readers).await?;

@@ -25,6 +25,13 @@ impl Authenticate for Tokens {
 }
 
 async fn echo(call: Call<World>) -> Outcome {
+    if call.op.rule().is_some() {
+        call.enforce(&Target::project("p1"))?;
+    }
+    forgets(call).await
+}
+
+async fn forgets(call: Call<World>) -> Outcome {
     Ok(Reply::json(
         200,
         json!({"id": call.path("id"), "version": call.version.to_string(), "body": call.body,
@@ -35,6 +42,23 @@ async fn echo(call: Call<World>) -> Outcome {
 async fn own_only(call: Call<World>) -> Outcome {
     call.enforce(&Target::new().with("target.user.id", call.path("id")))?;
     Ok(Reply::empty(204))
+}
+
+/// Whether [`hasty`] could have changed something.
+static CHANGED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+async fn hasty(call: Call<World>) -> Outcome {
+    base::gate::pass().map_err(Fault::internal)?;
+    CHANGED.store(true, std::sync::atomic::Ordering::Relaxed);
+    call.enforce(&Target::project(call.path("id")))?;
+    Ok(Reply::empty(204))
+}
+
+async fn looks_first(call: Call<World>) -> Outcome {
+    call.enforced_by_query();
+    let early = base::gate::pass().is_ok();
+    call.enforce(&Target::project(call.path("id")))?;
+    Ok(Reply::json(200, json!({"early": early, "now": base::gate::pass().is_ok()})))
 }
 
 async fn panics(_: Call<World>) -> Outcome {
@@ -92,7 +116,16 @@ fn service() -> Service<World> {
                 .name("own")
                 .summary("o")
                 .policy("own", "user_id:%(target.user.id)s"),
-            Operation::new(Method::GET, "/forgetful/{id}", echo)
+            Operation::new(Method::DELETE, "/hasty/{id}", hasty)
+                .name("hasty")
+                .summary("h")
+                .policy("hasty", READER),
+            Operation::new(Method::DELETE, "/looking/{id}", looks_first)
+                .name("looking")
+                .summary("l")
+                .policy("looking", READER),
+            Operation::new(Method::GET, "/lax/{id}", forgets).name("lax").summary("l").policy("lax", READER),
+            Operation::new(Method::GET, "/forgetful/{id}", forgets)
                 .name("forgetful")
                 .summary("f")
                 .policy("forgetful", "user_id:%(target.user.id)s"),
@@ -240,6 +273,21 @@ async fn a_rule_about_the_row_is_enforced_by_the_handler_or_the_answer_is_withhe
     assert_eq!(send(&router, "DELETE", "/compute/users/reader", "reader", &[], "").await.status, 204);
     assert_eq!(send(&router, "DELETE", "/compute/users/admin", "reader", &[], "").await.status, 403);
     assert_eq!(send(&router, "GET", "/compute/forgetful/reader", "reader", &[], "").await.status, 500);
+    // A row may be of any project: that the rule is met in the token's own one is not enough, unless it does not matter.
+    assert_eq!(send(&router, "GET", "/compute/lax/x", "reader", &[], "").await.status, 500);
+    assert_eq!(send(&router, "GET", "/compute/lax/x", "admin", &[], "").await.status, 200);
+}
+
+#[tokio::test]
+async fn nothing_can_be_changed_before_the_policy_was_enforced() {
+    let router = router(Settings::default());
+    let delete = async |path: &str| send(&router, "DELETE", path, "reader", &[], "").await;
+    assert_eq!(delete("/compute/hasty/p2").await.status, 500);
+    assert_eq!(delete("/compute/hasty/p1").await.status, 500);
+    assert!(!CHANGED.load(std::sync::atomic::Ordering::Relaxed));
+    assert_eq!(delete("/compute/looking/p2").await.status, 403);
+    let own = delete("/compute/looking/p1").await;
+    assert_eq!((own.status, own.json), (200, json!({"early": false, "now": true})));
 }
 
 #[tokio::test]

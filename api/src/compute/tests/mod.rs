@@ -4,4 +4,4 @@ mod crash;
 mod flow;
 mod safety;
 mod truth;
-mod world;
+pub(crate) mod world;
