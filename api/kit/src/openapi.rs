@@ -1,48 +1,58 @@
 //! The OpenAPI 3.1 document, written from the declarations.
 
 use crate::operation::BodyMode;
-use crate::router::Mounted;
-use crate::{Operation, Router};
+use crate::router::{BadDeclaration, Mounted};
+use crate::{Operation, Router, Service};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 impl<S: Send + Sync + 'static> Router<S> {
     /// The document, made once.
     pub fn openapi_json(&self) -> Bytes {
-        self.openapi.get_or_init(|| Bytes::from(self.describe().to_string())).clone()
+        self.openapi
+            .get_or_init(|| Bytes::from(write(self.services.values().map(|one| &**one)).to_string()))
+            .clone()
     }
+}
 
-    fn describe(&self) -> Value {
-        let mut paths = Map::new();
-        let mut tags = Vec::new();
-        for service in self.services.values() {
-            tags.push(
-                json!({"name": service.name, "description": format!("OpenStack {} API", service.kind)}),
-            );
-            for operation in service.routes.iter().flatten() {
-                let path = format!("{}{}", service.prefix, operation.path.replace("{*", "{"));
-                let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(&path);
-                // OpenAPI has one operation per path and method: versions and actions become fragments.
-                let path = match (operation.action, operation.since) {
-                    (Some(action), None) => format!("{path}#{action}"),
-                    (Some(action), Some(since)) => format!("{path}#{action}-{since}"),
-                    (None, Some(since)) => format!("{path}#{since}"),
-                    (None, None) => path.to_owned(),
-                };
-                let entry = paths.entry(path).or_insert_with(|| json!({}));
-                entry[operation.method.as_str().to_lowercase()] = describe(service, operation);
-            }
+/// The document of services that nobody serves: for tools and tests.
+///
+/// # Errors
+/// When a declaration is wrong.
+pub fn document<S: Send + Sync + 'static>(services: Vec<Service<S>>) -> Result<Value, BadDeclaration> {
+    let mounted: Vec<Mounted<S>> =
+        services.into_iter().map(|service| Mounted::new(service, None)).collect::<Result<_, _>>()?;
+    Ok(write(mounted.iter()))
+}
+
+fn write<'a, S: 'a>(services: impl Iterator<Item = &'a Mounted<S>>) -> Value {
+    let mut paths = Map::new();
+    let mut tags = Vec::new();
+    for service in services {
+        tags.push(json!({"name": service.name, "description": format!("OpenStack {} API", service.kind)}));
+        for operation in service.routes.iter().flatten() {
+            let path = format!("{}{}", service.prefix, operation.path.replace("{*", "{"));
+            let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(&path);
+            // OpenAPI has one operation per path and method: versions and actions become fragments.
+            let path = match (operation.action, operation.since) {
+                (Some(action), None) => format!("{path}#{action}"),
+                (Some(action), Some(since)) => format!("{path}#{action}-{since}"),
+                (None, Some(since)) => format!("{path}#{since}"),
+                (None, None) => path.to_owned(),
+            };
+            let entry = paths.entry(path).or_insert_with(|| json!({}));
+            entry[operation.method.as_str().to_lowercase()] = describe(service, operation);
         }
-        json!({
-            "openapi": "3.1.0",
-            "info": {"title": "Ferrostack", "version": env!("CARGO_PKG_VERSION"),
-                "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
-            "tags": tags,
-            "paths": paths,
-            "components": {"securitySchemes": {"token":
-                {"type": "apiKey", "in": "header", "name": "X-Auth-Token"}}},
-        })
     }
+    json!({
+        "openapi": "3.1.0",
+        "info": {"title": "Ferrostack", "version": env!("CARGO_PKG_VERSION"),
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
+        "tags": tags,
+        "paths": paths,
+        "components": {"securitySchemes": {"token":
+            {"type": "apiKey", "in": "header", "name": "X-Auth-Token"}}},
+    })
 }
 
 fn describe<S>(service: &Mounted<S>, operation: &Operation<S>) -> Value {
