@@ -1,4 +1,7 @@
 //! Who has which role where, and which roles imply which.
+//!
+//! A role that is inherited (OS-INHERIT) is an assignment on `domain+` or `project+`: it holds in all projects of the domain,
+//! or below the project, and not there itself.
 
 use super::caller;
 use super::crud;
@@ -23,15 +26,16 @@ impl Pair {
     /// Reads and checks what the path names: `project_id`, `domain_id` or neither (the system); `user_id` or `group_id`.
     async fn read(call: &Call<App>) -> Result<Self, Fault> {
         let store = &call.app.store;
+        let inherited = call.op.route().1.starts_with("/v3/OS-INHERIT/");
         let of = |name: &str| Some(call.path(name).to_owned()).filter(|id| !id.is_empty());
         let (target_kind, target) = match (of("project_id"), of("domain_id")) {
             (Some(id), _) => {
                 PROJECTS.get(store, &id).await?;
-                ("project", id)
+                (if inherited { "project+" } else { "project" }, id)
             }
             (None, Some(id)) => {
                 DOMAINS.get(store, &id).await?;
-                ("domain", id)
+                (if inherited { "domain+" } else { "domain" }, id)
             }
             (None, None) => ("system", "all".to_owned()),
         };
@@ -79,7 +83,7 @@ pub async fn grant(call: Call<App>) -> Outcome {
         let domain = text(&found, "domain_id");
         if !domain.is_empty() {
             let project = match pair.target_kind {
-                "project" => PROJECTS.get(&tx, &pair.target).await?,
+                "project" | "project+" => PROJECTS.get(&tx, &pair.target).await?,
                 _ => Entity::new(),
             };
             if pair.target != domain && text(&project, "domain_id") != domain {
@@ -165,16 +169,34 @@ pub async fn list(call: Call<App>) -> Outcome {
     if query.has("user.id") && query.has("group.id") {
         return Err(Fault::bad_request("Specify a user or group, not both"));
     }
+    if effective && query.has("group.id") {
+        return Err(Fault::bad_request(
+            "Combining effective and group filter will always result in an empty list.",
+        ));
+    }
+    let inherited = query.get("scope.OS-INHERIT:inherited_to");
+    if inherited.is_some_and(|to| to != "projects") {
+        return Err(Fault::bad_request("scope.OS-INHERIT:inherited_to can only be 'projects'."));
+    }
+    if effective && inherited.is_some() && query.has("scope.domain.id") {
+        return Err(Fault::bad_request(
+            "Combining effective, domain and inherited filters will always result in an empty list.",
+        ));
+    }
     let mut select =
         Where::new("SELECT actor_kind, actor_id, target_kind, target_id, role_id FROM identity_assignments");
     let pairs: [(&str, &'static str, &'static str); 4] = [
         ("user.id", "(actor_kind = 'user' AND actor_id = ?)", "user"),
         ("group.id", "(actor_kind = 'group' AND actor_id = ?)", "group"),
-        ("scope.project.id", "(target_kind = 'project' AND target_id = ?)", "project"),
-        ("scope.domain.id", "(target_kind = 'domain' AND target_id = ?)", "domain"),
+        ("scope.project.id", "(target_kind IN ('project', 'project+') AND target_id = ?)", "project"),
+        ("scope.domain.id", "(target_kind IN ('domain', 'domain+') AND target_id = ?)", "domain"),
     ];
     for (name, condition, kind) in pairs {
         let Some(id) = query.get(name) else { continue };
+        if kind == "project" && effective {
+            // What holds there may be given above: sorted out below.
+            continue;
+        }
         if kind == "user" && effective {
             select.and(
                 "((actor_kind = 'user' AND actor_id = ?) OR (actor_kind = 'group'
@@ -191,16 +213,22 @@ pub async fn list(call: Call<App>) -> Outcome {
     if let (Some(role), false) = (query.get("role.id"), effective) {
         select.and("role_id = ?", [role.into()]);
     }
+    if inherited.is_some() {
+        select.and("target_kind IN ('project+', 'domain+')", []);
+    }
     select.end("ORDER BY actor_id, target_id, role_id", []);
     let (sql, args) = select.build();
     let mut found = BTreeSet::new();
     for row in store.rows(sql, args).await? {
+        let (target_kind, target) = (row.text("target_kind")?, row.text("target_id")?);
+        let from = target_kind.strip_suffix('+').map_or(String::new(), |kind| format!("{kind}s/{target}"));
         found.insert([
             row.text("actor_kind")?,
             row.text("actor_id")?,
-            row.text("target_kind")?,
-            row.text("target_id")?,
+            target_kind,
+            target,
             row.text("role_id")?,
+            from,
         ]);
     }
     if effective {
@@ -210,6 +238,11 @@ pub async fn list(call: Call<App>) -> Outcome {
         }
         if let Some(user) = query.get("user.id") {
             found.retain(|row| row[1] == user);
+        }
+        for (name, kind) in [("scope.project.id", "project"), ("scope.domain.id", "domain")] {
+            if let Some(id) = query.get(name) {
+                found.retain(|row| row[2] == kind && row[3] == id);
+            }
         }
     }
     let names = if with_names { names(&call).await? } else { BTreeMap::new() };
@@ -221,16 +254,24 @@ pub async fn list(call: Call<App>) -> Outcome {
     ))
 }
 
-/// Groups become their members, roles bring the implied ones.
-async fn expanded(call: &Call<App>, found: BTreeSet<[String; 5]>) -> Result<BTreeSet<[String; 5]>, Fault> {
+/// An assignment: actor, target, role, and the place that it is inherited from (`domains/ID`), empty when it is not.
+type Granted = [String; 6];
+
+/// Groups become their members, roles bring the implied ones, and what is inherited becomes the projects that inherit it.
+async fn expanded(call: &Call<App>, found: BTreeSet<Granted>) -> Result<BTreeSet<Granted>, Fault> {
     let store = &call.app.store;
+    let below = if found.iter().any(|row| !row[5].is_empty()) {
+        caller::below(store).await?
+    } else {
+        BTreeMap::new()
+    };
     let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for row in store.rows("SELECT group_id, user_id FROM identity_members", args![]).await? {
         members.entry(row.text("group_id")?).or_default().push(row.text("user_id")?);
     }
     let mut implied: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut out = BTreeSet::new();
-    for [actor_kind, actor, target_kind, target, role] in found {
+    for [actor_kind, actor, target_kind, target, role, from] in found {
         if !implied.contains_key(&role) {
             let all = caller::with_implied(store, BTreeSet::from([role.clone()])).await?;
             implied.insert(role.clone(), all);
@@ -242,9 +283,22 @@ async fn expanded(call: &Call<App>, found: BTreeSet<[String; 5]>) -> Result<BTre
         };
         for user in users {
             for role in implied.get(&role).into_iter().flatten() {
-                let row =
-                    ["user".to_owned(), user.clone(), target_kind.clone(), target.clone(), role.clone()];
-                out.insert(row);
+                let mut add = |kind: &str, target: &str| {
+                    let (user, role) = (user.clone(), role.clone());
+                    out.insert([
+                        "user".to_owned(),
+                        user,
+                        kind.to_owned(),
+                        target.to_owned(),
+                        role,
+                        from.clone(),
+                    ]);
+                };
+                if from.is_empty() {
+                    add(&target_kind, &target);
+                } else {
+                    below.get(&target).into_iter().flatten().for_each(|project| add("project", project));
+                }
             }
         }
     }
@@ -272,16 +326,23 @@ async fn names(call: &Call<App>) -> Result<BTreeMap<String, Value>, Fault> {
     Ok(out)
 }
 
-fn shown(call: &Call<App>, row: &[String; 5], names: &BTreeMap<String, Value>) -> Value {
-    let [actor_kind, actor, target_kind, target, role] = row;
+fn shown(call: &Call<App>, row: &Granted, names: &BTreeMap<String, Value>) -> Value {
+    let [actor_kind, actor, target_kind, target, role, from] = row;
     let of = |kind: &str, id: &str| {
         names.get(&format!("{kind}:{id}")).cloned().unwrap_or_else(|| json!({"id": id}))
     };
-    let (place, scope) = match target_kind.as_str() {
+    let (place, mut scope) = match target_kind.trim_end_matches('+') {
         "system" => ("system".to_owned(), json!({"system": {"all": true}})),
         kind => (format!("{kind}s/{target}"), json!({kind: of(kind, target)})),
     };
-    let link = format!("{}/v3/{place}/{actor_kind}s/{actor}/roles/{role}", call.base);
+    let mut link = format!("{}/v3/{place}/{actor_kind}s/{actor}/roles/{role}", call.base);
+    if !from.is_empty() {
+        scope["OS-INHERIT:inherited_to"] = json!("projects");
+        link = format!(
+            "{}/v3/OS-INHERIT/{from}/{actor_kind}s/{actor}/roles/{role}/inherited_to_projects",
+            call.base
+        );
+    }
     json!({actor_kind.as_str(): of(actor_kind, actor), "scope": scope, "role": of("role", role),
         "links": {"assignment": link}})
 }

@@ -332,6 +332,15 @@ async fn targets(
     kind: &'static str,
     head: &'static str,
 ) -> Result<Vec<super::entity::Entity>, Fault> {
+    let store = &call.app.store;
+    let mut inherited = BTreeSet::new();
+    if kind == "project" {
+        let places = caller::inherited(store, user).await?;
+        if !places.is_empty() {
+            let below = caller::below(store).await?;
+            inherited = places.iter().filter_map(|(place, _)| below.get(place)).flatten().cloned().collect();
+        }
+    }
     let mut select = Where::new(head);
     select.and(
         "id IN (SELECT target_id FROM identity_assignments WHERE target_kind = ?
@@ -340,7 +349,16 @@ async fn targets(
         [kind.into(), user.into(), user.into()],
     );
     select.end("ORDER BY name", []);
-    let mut rows = PROJECTS.rows(&call.app.store, select).await?;
+    let mut rows = PROJECTS.rows(store, select).await?;
+    for row in &rows {
+        inherited.remove(text(row, "id"));
+    }
+    if !inherited.is_empty() {
+        let mut select = Where::new(head);
+        select.and_in("id", inherited.iter().map(Into::into));
+        rows.extend(PROJECTS.rows(store, select).await?);
+        rows.sort_by(|one, two| text(one, "name").cmp(text(two, "name")));
+    }
     rows.retain(enabled);
     Ok(rows)
 }

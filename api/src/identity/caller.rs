@@ -161,10 +161,78 @@ pub async fn roles(
     for row in rows {
         ids.insert(row.text("role_id")?);
     }
+    if kind == "project" {
+        for row in inherited(query, user).await? {
+            let (place, role) = row;
+            // Few have any: only then the project's ancestors are looked for.
+            if above(query, target).await?.contains(&place) {
+                ids.insert(role);
+            }
+        }
+    }
     if ids.is_empty() {
         return Ok(Vec::new());
     }
     named(query, with_implied(query, ids).await?).await
+}
+
+/// What a user is to inherit: the domain or project that it is given on, and the role.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn inherited(query: &impl Query, user: &str) -> Result<Vec<(String, String)>, StoreError> {
+    let rows = query
+        .rows(
+            "SELECT DISTINCT target_id, role_id FROM identity_assignments WHERE target_kind IN ('domain+', 'project+')
+             AND ((actor_kind = 'user' AND actor_id = $1)
+               OR (actor_kind = 'group' AND actor_id IN (SELECT group_id FROM identity_members WHERE user_id = $2)))",
+            args![user, user],
+        )
+        .await?;
+    rows.iter().map(|row| Ok((row.text("target_id")?, row.text("role_id")?))).collect()
+}
+
+/// Levels of projects that are followed at most; no hierarchy is that deep.
+const DEPTH: usize = 64;
+
+/// The projects above a project, and its domain.
+async fn above(query: &impl Query, project: &str) -> Result<BTreeSet<String>, StoreError> {
+    let (mut out, mut id) = (BTreeSet::new(), project.to_owned());
+    for _ in 0..DEPTH {
+        let sql = "SELECT parent_id, domain_id FROM identity_projects WHERE id = $1";
+        let Some(row) = query.row(sql, args![id]).await? else { break };
+        let (parent, domain) = (row.text("parent_id")?, row.text("domain_id")?);
+        let top = parent == domain;
+        out.extend([parent.clone(), domain]);
+        if top {
+            break;
+        }
+        id = parent;
+    }
+    Ok(out)
+}
+
+/// All projects below each domain and each project.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn below(query: &impl Query) -> Result<BTreeMap<String, BTreeSet<String>>, StoreError> {
+    let mut parents = BTreeMap::new();
+    let mut out: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for row in query.rows("SELECT id, parent_id, domain_id FROM identity_projects", args![]).await? {
+        let id = row.text("id")?;
+        out.entry(row.text("domain_id")?).or_default().insert(id.clone());
+        parents.insert(id, row.text("parent_id")?);
+    }
+    for id in parents.keys() {
+        let mut at = id;
+        for _ in 0..DEPTH {
+            let Some(parent) = parents.get(at) else { break };
+            out.entry(parent.clone()).or_default().insert(id.clone());
+            at = parent;
+        }
+    }
+    Ok(out)
 }
 
 /// Adds the roles that these imply, to any depth.

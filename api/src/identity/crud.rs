@@ -408,9 +408,11 @@ async fn remove(kind: &Kind, tx: &Tx, id: &str) -> Result<(), Fault> {
         ],
         "project" => &[
             "DELETE FROM identity_appcreds WHERE project_id = $1",
-            "DELETE FROM identity_assignments WHERE target_kind = 'project' AND target_id = $1",
+            "DELETE FROM identity_assignments WHERE target_kind IN ('project', 'project+') AND target_id = $1",
         ],
-        "domain" => &["DELETE FROM identity_assignments WHERE target_kind = 'domain' AND target_id = $1"],
+        "domain" => &[
+            "DELETE FROM identity_assignments WHERE target_kind IN ('domain', 'domain+') AND target_id = $1",
+        ],
         "role" => &[
             "DELETE FROM identity_assignments WHERE role_id = $1",
             "DELETE FROM identity_implied WHERE prior_id = $1",

@@ -288,7 +288,47 @@ fn people() -> Vec<Operation<App>> {
 }
 
 /// Paths of a pair of target and actor, with the names of its four operations.
-const PAIRS: [(&str, &str, [&str; 4]); 6] = [
+const PAIRS: [(&str, &str, [&str; 4]); 10] = [
+    (
+        "/v3/OS-INHERIT/domains/{domain_id}/users/{user_id}/roles/inherited_to_projects",
+        "/v3/OS-INHERIT/domains/{domain_id}/users/{user_id}/roles/{role_id}/inherited_to_projects",
+        [
+            "list_inherited_domain_user",
+            "inherit_domain_user",
+            "check_inherited_domain_user",
+            "disinherit_domain_user",
+        ],
+    ),
+    (
+        "/v3/OS-INHERIT/domains/{domain_id}/groups/{group_id}/roles/inherited_to_projects",
+        "/v3/OS-INHERIT/domains/{domain_id}/groups/{group_id}/roles/{role_id}/inherited_to_projects",
+        [
+            "list_inherited_domain_group",
+            "inherit_domain_group",
+            "check_inherited_domain_group",
+            "disinherit_domain_group",
+        ],
+    ),
+    (
+        "/v3/OS-INHERIT/projects/{project_id}/users/{user_id}/roles/inherited_to_projects",
+        "/v3/OS-INHERIT/projects/{project_id}/users/{user_id}/roles/{role_id}/inherited_to_projects",
+        [
+            "list_inherited_project_user",
+            "inherit_project_user",
+            "check_inherited_project_user",
+            "disinherit_project_user",
+        ],
+    ),
+    (
+        "/v3/OS-INHERIT/projects/{project_id}/groups/{group_id}/roles/inherited_to_projects",
+        "/v3/OS-INHERIT/projects/{project_id}/groups/{group_id}/roles/{role_id}/inherited_to_projects",
+        [
+            "list_inherited_project_group",
+            "inherit_project_group",
+            "check_inherited_project_group",
+            "disinherit_project_group",
+        ],
+    ),
     (
         "/v3/projects/{project_id}/users/{user_id}/roles",
         "/v3/projects/{project_id}/users/{user_id}/roles/{role_id}",
@@ -335,6 +375,7 @@ fn roles() -> Vec<Operation<App>> {
                 "scope.project.id",
                 "scope.domain.id",
                 "scope.system",
+                "scope.OS-INHERIT:inherited_to",
                 "effective",
                 "include_names",
             ])

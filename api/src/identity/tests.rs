@@ -555,3 +555,76 @@ async fn an_account_is_locked_when_the_operator_wants_that_and_enabled_again() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_role_is_inherited_by_what_is_below_and_not_where_it_is_given() {
+    on_both(|db| async move {
+        let (cloud, ids) = bootstrapped(Cloud::on(db).await).await;
+        let admin = log_in(&cloud, "admin").await;
+        let post = async |what: &str, body: Value| {
+            cloud.call(&admin, "POST", &format!("/identity/v3/{what}"), Some(body)).await.json
+        };
+        let top = post("projects", json!({"project": {"name": "top"}})).await["project"]["id"].clone();
+        let low =
+            post("projects", json!({"project": {"name": "low", "parent_id": top}})).await["project"]["id"]
+                .clone();
+        let user = json!({"user": {"name": "heir", "password": "heir-password"}});
+        let user = post("users", user).await["user"]["id"].clone();
+        let (top, low, user) = (top.as_str().unwrap(), low.as_str().unwrap(), user.as_str().unwrap());
+        let role = id_of(&cloud, &admin, "roles", "member").await;
+        let enters = async |name: &str| {
+            post_token(&cloud, by_password("heir", "heir-password", project(name))).await.0.status
+        };
+        let on = |place: &str| {
+            format!("/identity/v3/OS-INHERIT/{place}/users/{user}/roles/{role}/inherited_to_projects")
+        };
+        let ask = async |method: &str, path: &str| cloud.call(&admin, method, path, None).await;
+
+        assert_eq!(ask("GET", &on("domains/default")).await.status, 404);
+        assert_eq!(ask("PUT", &on(&format!("projects/{top}"))).await.status, 204);
+        assert_eq!((enters("top").await, enters("low").await), (401, 201));
+        let (_, token) = post_token(&cloud, by_password("heir", "heir-password", project("low"))).await;
+        let mine = cloud.call(&token, "GET", "/identity/v3/auth/projects", None).await.json;
+        assert_eq!(
+            mine["projects"].as_array().unwrap().iter().map(|one| &one["name"]).collect::<Vec<_>>(),
+            ["low"]
+        );
+        let shown = ask("GET", &format!("/identity/v3/role_assignments?user.id={user}")).await.json;
+        assert_eq!(shown["role_assignments"][0]["scope"]["project"]["id"], top);
+        assert_eq!(shown["role_assignments"][0]["scope"]["OS-INHERIT:inherited_to"], "projects");
+        let works = format!(
+            "/identity/v3/role_assignments?effective&user.id={user}&scope.project.id={low}&role.id={role}"
+        );
+        let shown = ask("GET", &works).await.json;
+        assert_eq!(shown["role_assignments"].as_array().unwrap().len(), 1, "{shown}");
+        assert!(
+            shown["role_assignments"][0]["links"]["assignment"]
+                .as_str()
+                .unwrap()
+                .contains(&format!("OS-INHERIT/projects/{top}"))
+        );
+        assert_eq!(ask("DELETE", &on(&format!("projects/{top}"))).await.status, 204);
+        assert_eq!(
+            cloud.call(&token, "GET", "/identity/v3/auth/projects", None).await.status,
+            401,
+            "it held no longer"
+        );
+
+        assert_eq!(ask("PUT", &on("domains/default")).await.status, 204);
+        assert_eq!(ask("HEAD", &on("domains/default")).await.status, 204);
+        let list =
+            format!("/identity/v3/OS-INHERIT/domains/default/users/{user}/roles/inherited_to_projects");
+        assert_eq!(ask("GET", &list).await.json["roles"][0]["id"], role);
+        assert_eq!((enters("top").await, enters("low").await, enters("demo").await), (201, 201, 201));
+        let domain = json!({"domain": {"id": "default"}});
+        assert_eq!(post_token(&cloud, by_password("heir", "heir-password", domain)).await.0.status, 401);
+        let only = "/identity/v3/role_assignments?scope.OS-INHERIT:inherited_to=projects";
+        assert_eq!(ask("GET", only).await.json["role_assignments"].as_array().unwrap().len(), 1);
+        assert_eq!(ask("DELETE", &format!("/identity/v3/projects/{low}")).await.status, 204);
+        assert_eq!(ask("DELETE", &on("domains/default")).await.status, 204);
+        assert_eq!(ask("DELETE", &on("domains/default")).await.status, 404);
+        assert_eq!(enters("demo").await, 401);
+        let _ = ids;
+    })
+    .await;
+}
