@@ -71,3 +71,52 @@ async fn a_caller_without_a_role_is_refused_wherever_the_rule_names_one() {
     }
     assert!(refused > 50, "{refused}");
 }
+
+/// All links in a document.
+fn links(value: &serde_json::Value, out: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(members) => {
+            for (name, value) in members {
+                match value.as_str() {
+                    Some(link) if name == "href" || name == "url" || name == "openapi" => {
+                        out.push(link.to_owned());
+                    }
+                    Some(_) | None => links(value, out),
+                }
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| links(item, out)),
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_) => (),
+    }
+}
+
+#[tokio::test]
+async fn whatever_discovery_announces_answers() {
+    let cloud = Cloud::new().await;
+    let mut open = vec!["/".to_owned(), "/network/v2.0".to_owned()];
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some(path) = open.pop() {
+        if !seen.insert(path.clone()) {
+            continue;
+        }
+        let answer = cloud.call("admin", "GET", &path, None).await;
+        assert!(matches!(answer.status, 200 | 204 | 300), "{path}: {} {}", answer.status, answer.json);
+        // From the index to the services, to their versions, to what these name; not into resources and paths of the document.
+        if path.matches('/').count() <= 3 && path != "/openapi.json" {
+            let mut found = Vec::new();
+            links(&answer.json, &mut found);
+            open.extend(
+                found
+                    .iter()
+                    .filter_map(|link| link.strip_prefix("http://cloud.test"))
+                    // As upstream's, which answers nothing there either: clients only append to it.
+                    .filter(|path| *path != "/image/v2/")
+                    .map(str::to_owned),
+            );
+        }
+    }
+    assert!(seen.len() > 20, "{seen:?}");
+}

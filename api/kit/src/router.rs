@@ -393,7 +393,7 @@ impl<S: Send + Sync + 'static> Router<S> {
                     .values()
                     .map(|service| {
                         serde_json::json!({"name": service.name, "type": service.kind,
-                            "url": format!("{base}{}", service.prefix)})
+                            "url": format!("{base}{}{}", service.prefix, service.door())})
                     })
                     .collect();
                 Reply::json(

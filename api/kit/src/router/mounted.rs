@@ -130,6 +130,17 @@ impl<S> Mounted<S> {
         Ok(Gate::new(whatever || (verdict == Verdict::Yes && !operation.names_row())))
     }
 
+    /// The path below the prefix where a client without a token learns about the service: its root where it has one.
+    pub(super) fn door(&self) -> &'static str {
+        if self.table.at("/").is_ok() {
+            return "";
+        }
+        let open = self.routes.iter().flatten().find(|operation| {
+            operation.open && operation.method == axum::http::Method::GET && !operation.names_row()
+        });
+        open.map_or("", |operation| operation.path)
+    }
+
     pub(super) fn find(&self, path: &str) -> Option<(&[Arc<Operation<S>>], PathParams)> {
         let found = self.table.at(path).ok().or_else(|| {
             // Clients are careless with the slash at the end, upstream is forgiving.
