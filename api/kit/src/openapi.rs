@@ -41,7 +41,11 @@ fn write<'a, S: 'a>(services: impl Iterator<Item = &'a Mounted<S>>) -> Value {
                 (None, None) => path.to_owned(),
             };
             let entry = paths.entry(path).or_insert_with(|| json!({}));
-            entry[operation.method.as_str().to_lowercase()] = describe(service, operation);
+            let method = operation.method.as_str().to_lowercase();
+            // OpenAPI 3.1 knows no other methods: Swift's COPY is an extension.
+            let known = ["get", "put", "post", "delete", "options", "head", "patch", "trace"];
+            let key = if known.contains(&method.as_str()) { method } else { format!("x-{method}") };
+            entry[key] = describe(service, operation);
         }
     }
     json!({
