@@ -13,7 +13,8 @@ use std::time::Duration;
 use wire::MiB;
 use wire::ids::{Mac, PortId};
 use wire::machine::{
-    BalloonConfig, BlockSize, EndReason, Limits, MachineCall, MachineReply, MachineState, NicLimits,
+    BalloonConfig, BlockSize, CpuModel, EndReason, Limits, MachineCall, MachineReply, MachineState,
+    NicLimits, Topology,
 };
 
 /// First slot of disks.
@@ -723,4 +724,79 @@ fn a_wrong_start_says_why_and_records_it() {
     broken(|plan| plan.command_line = "x".repeat(4000), "at most 2047");
     broken(|plan| plan.initrd = Some(vec![0; 100 << 20]), "initrd does not fit");
     broken(|plan| plan.disks = vec![("".into(), file(b"x"), false)], "1 to 128 bytes");
+}
+
+/// Wakes all other processors, which count themselves and add up their initial APIC ids; prints both.
+fn wake_all(others: u32) -> Asm {
+    // Real mode at 0x8000: lock inc dword [0x7000]; cpuid leaf 1; shr ebx, 24; lock add [0x7004], ebx; cli; hlt; jmp -3.
+    let trampoline: [u8; 41] = [
+        0x31, 0xc0, 0x8e, 0xd8, // xor ax, ax; mov ds, ax
+        0x66, 0xb8, 1, 0, 0, 0, // mov eax, 1
+        0x0f, 0xa2, // cpuid
+        0x66, 0xc1, 0xeb, 24, // shr ebx, 24
+        0xf0, 0x66, 0x01, 0x1e, 0x04, 0x70, // lock add [0x7004], ebx
+        0xf0, 0x66, 0xff, 0x06, 0x00, 0x70, // lock inc dword [0x7000]
+        0xfa, 0xf4, 0xeb, 0xfd, // cli; hlt; jmp -3
+        0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+    ];
+    let asm = Asm::new().write32(0x7000, 0).write32(0x7004, 0);
+    let asm = (0x8000u32..).zip(trampoline).fold(asm, |asm, (at, byte)| asm.write8(at, byte));
+    // The local APIC on; INIT, then SIPI with vector 8, to all but this one.
+    let asm =
+        asm.write32(0xfee0_00f0, 0x1ff).write32(0xfee0_0300, 0x000c_4500).write32(0xfee0_0300, 0x000c_4608);
+    let wait = asm.here();
+    // mov eax, [0x7000]; cmp eax, others; jb wait
+    let asm = asm.read32(0x7000).raw(&[0x3d]).raw(&others.to_le_bytes());
+    let next = asm.here() + 6;
+    let asm = asm.raw(&[0x0f, 0x82]).raw(&wait.wrapping_sub(next).to_le_bytes());
+    asm.print_eax().read32(0x7004).print_eax().power_off()
+}
+
+#[test]
+fn up_to_64_processors_start_with_the_ids_of_their_topology() {
+    if !kvm() {
+        return;
+    }
+    let two = Topology { sockets: 2, cores: 3, threads: 2 };
+    // With two sockets of three cores, ids 6, 7, 14 and 15 are left out.
+    for (vcpus, topology, sum) in [(64, None, 64 * 63 / 2), (12, Some(two), 15 + 63)] {
+        let plan = Plan { vcpus, topology, ..Plan::new(wake_all(vcpus - 1).elf()) };
+        let mut guest = Guest::start(plan);
+        assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff, "{}", guest.log());
+        assert_eq!(guest.console(), printed(vcpus - 1) + &printed(sum));
+    }
+    let wrong = Plan { vcpus: 4, topology: Some(two), ..Plan::new(Asm::new().stop().elf()) };
+    let end = Guest::start(wrong).wait_end().1.unwrap();
+    assert!(end.detail.contains("do not make 4 vCPUs"), "{end:?}");
+}
+
+#[test]
+fn a_cpu_model_hides_what_later_ones_have() {
+    if !kvm() {
+        return;
+    }
+    // mov eax, 7; xor ecx, ecx; cpuid; mov eax, ebx
+    let asm = Asm::new().mov_eax(7).raw(&[0x31, 0xc9, 0x0f, 0xa2, 0x89, 0xd8]).print_eax().power_off();
+    let read = |cpu_model| {
+        let mut guest = Guest::start(Plan { cpu_model, ..Plan::new(asm.clone().elf()) });
+        let end = guest.wait_end().1.unwrap();
+        match end.reason {
+            EndReason::PowerOff => Some(guest.console()),
+            // A host older than the model, in words.
+            EndReason::NotStarted => {
+                assert!(end.detail.contains("it lacks CPUID leaf"), "{end:?}");
+                None
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let value = |text: String| {
+        let nibbles = text.bytes().rev().map(|byte| u32::from(byte - b'@'));
+        nibbles.fold(0, |value, nibble| (value << 4) | nibble)
+    };
+    let avx2 = |text: String| (value(text) >> 5) & 1;
+    let host = avx2(read(CpuModel::Host).expect("every host is like itself"));
+    // Where KVM emulates, not even the oldest model is there; `read` has seen that this is said.
+    assert_eq!(read(CpuModel::V2).map_or(0, avx2), 0);
+    assert!(read(CpuModel::V3).map(avx2).is_none_or(|has| has == 1 && host == 1));
 }

@@ -24,8 +24,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wire::host::{DiskSpec, NicSpec};
 use wire::machine::{
-    BlockSize, DiskConfig, EndReason, Identity, JailConfig, Limits, MachineCall, MachineConfig, MachineEnd,
-    MachineReply, MachineState, MachineStatus, NicConfig, NicLimits,
+    BlockSize, CpuModel, DiskConfig, EndReason, Identity, JailConfig, Limits, MachineCall, MachineConfig,
+    MachineEnd, MachineReply, MachineState, MachineStatus, NicConfig, NicLimits,
 };
 use wire::{Refused, RefusedKind};
 
@@ -148,6 +148,8 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
         id: seat.id,
         name: plan.spec.name.clone(),
         vcpus: plan.spec.vcpus,
+        cpu_model: CpuModel::default(),
+        topology: None,
         memory: plan.spec.memory,
         kvm_fd: kvm.as_raw_fd(),
         control_fd: control.as_raw_fd(),

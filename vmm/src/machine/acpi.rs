@@ -3,6 +3,7 @@
 //! The hardware-reduced profile: no PM timer, no SCI, no PIC, no CMOS clock. Events (power button, PCI hot-plug, another generation id) come through a generic event
 //! device, sleep and reset through the FADT's registers, slots through the methods of the PCI root.
 
+use super::cpuid::Layout;
 use super::layout::{
     ACPI_PORTS, ACPI_PORTS_LEN, ACPI_TABLES, COM1, COM1_IRQ, ECAM, GED_IRQ, GENERATION, IOAPIC, LAPIC,
     PANIC_PORT, PCI_ADDRESS, PCI_WINDOW, PCI_WINDOW_SIZE, RESET_PORT, SMBIOS, WATCHDOG_PORTS,
@@ -43,7 +44,7 @@ const NOTIFY_GENERATION: u8 = 0x80;
 ///
 /// # Errors
 /// When they do not fit below the SMBIOS area or guest memory is too small.
-pub fn write(memory: &Memory, vcpus: u32, watchdog: bool) -> Result<(), GuestMemoryError> {
+pub fn write(memory: &Memory, layout: Layout, vcpus: u32, watchdog: bool) -> Result<(), GuestMemoryError> {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
     dsdt.append_slice(&definition_blocks());
 
@@ -59,7 +60,7 @@ pub fn write(memory: &Memory, vcpus: u32, watchdog: bool) -> Result<(), GuestMem
     };
     let dsdt = place(dsdt.as_slice())?;
     let fadt = place(&bytes(&fadt(dsdt)))?;
-    let madt = place(&bytes(&madt(vcpus)))?;
+    let madt = place(&bytes(&madt(layout, vcpus)))?;
     let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
     mcfg.add_ecam(ECAM, 0, 0, 0);
     let mcfg = place(&bytes(&mcfg))?;
@@ -149,10 +150,11 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.finalize()
 }
 
-fn madt(vcpus: u32) -> impl Aml {
+fn madt(layout: Layout, vcpus: u32) -> impl Aml {
     let mut madt = MADT::new(OEM, TABLE, REVISION, LocalInterruptController::Address(LAPIC));
     for index in 0..u8::try_from(vcpus).unwrap_or(u8::MAX) {
-        madt.add_structure(ProcessorLocalApic::new(index, index, EnabledStatus::Enabled));
+        let apic_id = u8::try_from(layout.apic_id(index.into())).unwrap_or(u8::MAX);
+        madt.add_structure(ProcessorLocalApic::new(index, apic_id, EnabledStatus::Enabled));
     }
     madt.add_structure(IoApic::new(0, u32::try_from(IOAPIC).unwrap_or_default(), 0));
     madt
@@ -362,7 +364,7 @@ mod tests {
     #[test]
     fn tables_are_linked_and_sum_to_zero() {
         let memory = reserve(MiB(64)).unwrap();
-        write(&memory, 64, true).unwrap();
+        write(&memory, Layout::new(64, None).unwrap(), 64, true).unwrap();
         let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
         let mut rsdp = [0u8; 36];
         memory.read_slice(&mut rsdp, GuestAddress(ACPI_TABLES)).unwrap();

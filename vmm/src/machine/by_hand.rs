@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
-use wire::machine::{EndReason, Identity, NicLimits};
+use wire::machine::{CpuModel, EndReason, Identity, NicLimits, Topology};
 
 /// MTU of a tap that is used by hand.
 const MTU: u16 = 1500;
@@ -41,6 +41,12 @@ pub struct RunArgs {
     /// Virtual CPUs
     #[arg(long, default_value_t = 1, conflicts_with = "restore")]
     pub cpus: u32,
+    /// CPU model: host, or what every machine of a generation has: x86-64-v2, x86-64-v3, x86-64-v4
+    #[arg(long, default_value_t, conflicts_with = "restore")]
+    pub cpu: CpuModel,
+    /// Sockets, cores and threads, which multiply to the number of vCPUs, as in 2,4,1
+    #[arg(long, conflicts_with = "restore")]
+    pub topology: Option<Topology>,
     /// Raw disk image; may be repeated
     #[arg(long = "disk")]
     pub disks: Vec<PathBuf>,
@@ -129,6 +135,8 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     let setup = Setup {
         kvm,
         vcpus,
+        cpu_model: args.cpu,
+        topology: args.topology,
         memory,
         origin,
         console: Box::new(std::io::stdout().as_fd().try_clone_to_owned().map(Terminal::new)?),

@@ -1,11 +1,12 @@
-//! The state in which a vCPU starts: CPUID, MSRs, local APIC, and the registers of the boot protocols.
+//! The state in which a vCPU starts: MSRs, local APIC, and the registers of the boot protocols.
 
 use super::boot::Entry;
 use super::layout::{BOOT_STACK, GDT, PAGE_TABLES, PVH_INFO, ZERO_PAGE};
 use crate::virtio::Memory;
-use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
-use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use kvm_bindings::{Msrs, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
+use wire::machine::{CpuModel, Topology};
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
@@ -13,15 +14,6 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
-
-/// CPUID leaf 1 ECX: the local APIC timer understands deadlines.
-const TSC_DEADLINE: u32 = 1 << 24;
-/// CPUID leaf 1 ECX: x2APIC.
-const X2APIC: u32 = 1 << 21;
-/// CPUID leaf 1 ECX: this is a virtual machine.
-const HYPERVISOR: u32 = 1 << 31;
-/// CPUID leaf 1 EDX: more than one logical processor in the package.
-const HTT: u32 = 1 << 28;
 
 const MSR_TSC: u32 = 0x10;
 const MSR_SYSENTER_CS: u32 = 0x174;
@@ -55,6 +47,27 @@ pub enum CpuError {
     /// KVM took only some MSRs.
     #[error("KVM refused to set MSR {0:#x}")]
     Msr(u32),
+    /// Sockets, cores and threads that do not make the number of vCPUs.
+    #[error(
+        "{sockets} sockets of {cores} cores of {threads} threads do not make {vcpus} vCPUs with APIC ids below 255",
+        sockets = .topology.sockets, cores = .topology.cores, threads = .topology.threads
+    )]
+    Topology {
+        /// What was asked for.
+        topology: Topology,
+        /// The vCPUs.
+        vcpus: u32,
+    },
+    /// A host without what a model promises.
+    #[error(
+        "this host's processor or KVM is no {model}: it lacks {lack}; choose an older CPU model, or 'host'"
+    )]
+    Model {
+        /// The model.
+        model: CpuModel,
+        /// What is missing.
+        lack: String,
+    },
     /// Boot tables do not fit.
     #[error("cannot write boot tables into guest memory: {0}")]
     Memory(#[from] vm_memory::GuestMemoryError),
@@ -62,112 +75,6 @@ pub enum CpuError {
 
 fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> CpuError {
     move |error| CpuError::Kvm(what, error)
-}
-
-/// What this host's KVM can give to guests, with what all vCPUs share filled in.
-///
-/// # Errors
-/// What KVM says.
-pub fn supported(system: &Kvm, vcpus: u32) -> Result<CpuId, CpuError> {
-    let mut cpuid =
-        system.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).map_err(kvm("tell its CPUID"))?;
-    let deadline = system.check_extension(Cap::TscDeadlineTimer);
-    let width = u32::BITS - vcpus.saturating_sub(1).leading_zeros();
-    for entry in cpuid.as_mut_slice() {
-        match entry.function {
-            1 => {
-                entry.ecx |= HYPERVISOR;
-                if deadline {
-                    entry.ecx |= TSC_DEADLINE;
-                }
-                let logical = vcpus.next_power_of_two().min(0xff);
-                entry.ebx = (entry.ebx & 0xff00_ffff) | (logical << 16);
-                entry.edx = if vcpus > 1 { entry.edx | HTT } else { entry.edx & !HTT };
-            }
-            // Intel's cache leaf: one thread in a core, all cores in the package.
-            4 => entry.eax = (entry.eax & 0x3fff) | (((1 << width) - 1) << 26),
-            // Extended topology: level 0 is threads (one), level 1 is cores.
-            0xb | 0x1f => {
-                (entry.eax, entry.ebx, entry.ecx) = match entry.index {
-                    0 => (0, 1, 1 << 8),
-                    1 => (width, vcpus, (2 << 8) | 1),
-                    index => (0, 0, index),
-                };
-            }
-            // AMD: number of cores and width of the core part of the APIC id.
-            0x8000_0008 => entry.ecx = (entry.ecx & !0xf0ff) | (width << 12) | (vcpus - 1),
-            // AMD: topology of one thread in a core, one node.
-            0x8000_001e => (entry.ebx, entry.ecx) = (0, 0),
-            _ => {}
-        }
-    }
-    Ok(cpuid)
-}
-
-/// Leaves that say what a processor can do, and which of their registers (`eax` to `edx`) are sets of abilities.
-const ABILITIES: [(u32, u32, [bool; 4]); 9] = [
-    (0x1, 0, [false, false, true, true]),
-    (0x7, 0, [false, true, true, true]),
-    (0x7, 1, [true, false, false, true]),
-    (0xd, 0, [true, false, false, true]),
-    (0xd, 1, [true, false, true, true]),
-    (0x4000_0001, 0, [true, false, false, false]),
-    (0x8000_0001, 0, [false, false, true, true]),
-    (0x8000_0007, 0, [false, false, false, true]),
-    (0x8000_0008, 0, [false, true, false, false]),
-];
-
-/// What a guest with this CPUID could use that this host does not have; `None` when it has all of it.
-#[must_use]
-pub fn lacking(wanted: &CpuId, supported: &CpuId) -> Option<String> {
-    let find = |cpuid: &CpuId, leaf: u32, index: u32| {
-        let entries = cpuid.as_slice().iter();
-        entries.copied().find(|entry| entry.function == leaf && entry.index == index)
-    };
-    let (mine, theirs) = (find(wanted, 0, 0), find(supported, 0, 0));
-    let vendor = |entry: kvm_cpuid_entry2| [entry.ebx, entry.edx, entry.ecx];
-    if mine.map(vendor) != theirs.map(vendor) {
-        return Some("a processor of the same vendor".into());
-    }
-    for (leaf, index, sets) in ABILITIES {
-        let Some(wanted) = find(wanted, leaf, index) else { continue };
-        let here = find(supported, leaf, index).unwrap_or_default();
-        let registers = |entry: kvm_cpuid_entry2| [entry.eax, entry.ebx, entry.ecx, entry.edx];
-        let pairs =
-            registers(wanted).into_iter().zip(registers(here)).zip(sets).zip(["EAX", "EBX", "ECX", "EDX"]);
-        for (((wanted, here), set), name) in pairs {
-            if set && wanted & !here != 0 {
-                return Some(format!("CPUID leaf {leaf:#x}.{index} {name} bits {:#x}", wanted & !here));
-            }
-        }
-    }
-    None
-}
-
-/// Gives one vCPU its CPUID. This comes before any MSR is read or written.
-///
-/// # Errors
-/// What KVM says.
-pub fn set_cpuid(vcpu: &VcpuFd, shared: &CpuId, index: u32) -> Result<(), CpuError> {
-    let mut cpuid = shared.clone();
-    for entry in cpuid.as_mut_slice() {
-        match entry.function {
-            1 => entry.ebx = (entry.ebx & 0x00ff_ffff) | (index << 24),
-            0xb | 0x1f => entry.edx = index,
-            0x8000_001e => {
-                entry.eax = index;
-                entry.ebx = index & 0xff;
-            }
-            _ => {}
-        }
-    }
-    vcpu.set_cpuid2(&cpuid).map_err(kvm("set CPUID"))
-}
-
-/// Whether a CPUID offers x2APIC.
-#[must_use]
-pub fn has_x2apic(cpuid: &CpuId) -> bool {
-    cpuid.as_slice().iter().any(|entry| entry.function == 1 && entry.ecx & X2APIC != 0)
 }
 
 /// MSRs at boot, as firmware would leave them.

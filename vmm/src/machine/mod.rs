@@ -11,6 +11,7 @@ pub mod acpi;
 pub mod boot;
 pub mod by_hand;
 pub mod cpu;
+pub mod cpuid;
 pub mod devices;
 pub mod driver;
 pub mod generation;
@@ -34,6 +35,7 @@ use crate::snapshot::dirty::Log;
 use crate::snapshot::{self, BoardState, ClockState, CpusState, MachineState, SnapshotError};
 use crate::virtio::Memory;
 use crate::virtio::transport::Host;
+use cpuid::Layout;
 use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use layout::{IOAPIC_PINS, MAX_VCPUS, TSS};
@@ -45,7 +47,7 @@ use std::time::Instant;
 use vcpu::Vcpus;
 use wire::MiB;
 use wire::ids::ServerId;
-use wire::machine::{EndReason, Identity, MachineEnd, SnapshotTaken};
+use wire::machine::{CpuModel, EndReason, Identity, MachineEnd, SnapshotTaken, Topology};
 
 /// What a machine is built from, apart from its devices.
 pub struct Setup {
@@ -53,6 +55,10 @@ pub struct Setup {
     pub kvm: Kvm,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// What the guest finds of the host's processor. A machine that goes on from a snapshot keeps what it had.
+    pub cpu_model: CpuModel,
+    /// How the vCPUs are arranged; likewise.
+    pub topology: Option<Topology>,
     /// RAM.
     pub memory: MiB,
     /// How it begins.
@@ -160,6 +166,7 @@ struct Kept {
     memory: Arc<Memory>,
     size: MiB,
     cpuid: CpuId,
+    topology: Option<Topology>,
     /// What was written since the last snapshot, while that is tracked.
     log: Option<Log>,
 }
@@ -223,41 +230,53 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
     let bus = Arc::new(Bus { ports, pci: pci.clone(), ioapic });
 
     let mut log = None;
-    let supported = cpu::supported(&setup.kvm, setup.vcpus)?;
+    let topology = match &setup.origin {
+        Origin::Boot { .. } => setup.topology,
+        Origin::Snapshot { state, .. } => state.cpus.topology,
+    };
+    let layout = Layout::new(setup.vcpus, topology)?;
     let (vcpus, cpuid) = match setup.origin {
         Origin::Boot { mut kernel, initrd, command_line } => {
             let entry = boot::load(&memory, &mut kernel, initrd.as_ref(), &command_line)?;
-            acpi::write(&memory, setup.vcpus, setup.watchdog)?;
+            acpi::write(&memory, layout, setup.vcpus, setup.watchdog)?;
             smbios::write(&memory, setup.id, &setup.identity)?;
+            let cpuid = cpuid::shared(&setup.kvm, layout, setup.cpu_model)?;
             let mut vcpus = Vec::new();
             for index in 0..setup.vcpus {
-                let vcpu = new_vcpu(&vm, &supported, index)?;
+                let vcpu = new_vcpu(&vm, &cpuid, layout, index)?;
                 cpu::set_boot_state(&vcpu)?;
                 if index == 0 {
                     cpu::enter(&vcpu, &memory, entry)?;
                 }
                 vcpus.push(vcpu);
             }
-            (vcpus, supported)
+            (vcpus, cpuid)
         }
         Origin::Snapshot { state, memory: _, track } => {
             if track {
                 log = Some(Log::start(&vm, &memory)?);
             }
-            restore(&setup.kvm, &vm, &bus, &supported, &state)?
+            restore(&setup.kvm, &vm, &bus, layout, &state)?
         }
     };
     generation::write(&memory)?;
     let routes = Arc::new(Routes::new(vm.clone()));
-    let kept =
-        Kept { system: setup.kvm, vm: vm.clone(), memory: memory.clone(), size: setup.memory, cpuid, log };
+    let kept = Kept {
+        system: setup.kvm,
+        vm: vm.clone(),
+        memory: memory.clone(),
+        size: setup.memory,
+        cpuid,
+        topology,
+        log,
+    };
     let host = Host { vm, routes, memory, signals: signals.clone() };
     Ok(Built { vcpus, slots: Slots::new(host, pci, power), bus, signals, kept })
 }
 
-fn new_vcpu(vm: &VmFd, cpuid: &CpuId, index: u32) -> Result<VcpuFd, BuildError> {
-    let vcpu = vm.create_vcpu(index.into()).map_err(kvm("create a vCPU"))?;
-    cpu::set_cpuid(&vcpu, cpuid, index)?;
+fn new_vcpu(vm: &VmFd, cpuid: &CpuId, layout: Layout, index: u32) -> Result<VcpuFd, BuildError> {
+    let vcpu = vm.create_vcpu(layout.apic_id(index).into()).map_err(kvm("create a vCPU"))?;
+    cpuid::set(&vcpu, cpuid, layout, index)?;
     Ok(vcpu)
 }
 
@@ -278,19 +297,20 @@ fn restore(
     system: &Kvm,
     vm: &VmFd,
     bus: &Bus,
-    supported: &CpuId,
+    layout: Layout,
     state: &MachineState,
 ) -> Result<(Vec<VcpuFd>, CpuId), BuildError> {
     snapshot::vcpu::check(system)?;
     let cpuid = CpuId::from_entries(&state.cpus.cpuid)
         .map_err(|_| SnapshotError::Other("it has more CPUID entries than KVM takes".into()))?;
-    if let Some(lack) = cpu::lacking(&cpuid, supported) {
+    let supported = cpuid::shared(system, layout, CpuModel::Host)?;
+    if let Some(lack) = cpuid::lacking(&cpuid, &supported) {
         return Err(SnapshotError::Processor(lack).into());
     }
     let age = state.clock.age();
     let mut vcpus = Vec::with_capacity(state.cpus.vcpus.len());
     for (index, saved) in (0..).zip(&state.cpus.vcpus) {
-        let vcpu = new_vcpu(vm, &cpuid, index)?;
+        let vcpu = new_vcpu(vm, &cpuid, layout, index)?;
         let khz = state.cpus.tsc_khz;
         if khz != 0 && vcpu.get_tsc_khz().is_ok_and(|here| here != khz) {
             // The guest has measured the other frequency.
@@ -423,7 +443,12 @@ impl Machine {
         }
         let state = MachineState {
             memory: self.kept.size,
-            cpus: CpusState { cpuid: self.kept.cpuid.as_slice().to_vec(), tsc_khz, vcpus },
+            cpus: CpusState {
+                cpuid: self.kept.cpuid.as_slice().to_vec(),
+                topology: self.kept.topology,
+                tsc_khz,
+                vcpus,
+            },
             clock: ClockState::save(&self.kept.vm)?,
             board: BoardState {
                 ioapic: self.bus.ioapic.save(),

@@ -130,6 +130,8 @@ fn serve(
     let setup = Setup {
         kvm,
         vcpus: config.vcpus,
+        cpu_model: config.cpu_model,
+        topology: config.topology,
         memory: config.memory,
         origin,
         console: Box::new(console),

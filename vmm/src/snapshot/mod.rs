@@ -34,6 +34,7 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wire::MiB;
+use wire::machine::Topology;
 
 /// Most CPUID entries and model-specific registers that KVM takes.
 const MOST_ENTRIES: usize = 4096;
@@ -62,6 +63,9 @@ pub struct MachineState {
 pub struct CpusState {
     /// What CPUID says, before each processor's own numbers are filled in.
     pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// How they are arranged.
+    #[serde(default)]
+    pub topology: Option<Topology>,
     /// Frequency of the time stamp counter; 0 when KVM did not tell.
     pub tsc_khz: u32,
     /// The processors.

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
-    BalloonConfig, BlockSize, DiskConfig, Identity, JailConfig, Limits, MachineCall, MachineConfig,
-    MachineEnd, MachineReply, MachineStatus, NicConfig, NicLimits, RestoreConfig, SnapshotTaken, VsockConfig,
+    BalloonConfig, BlockSize, CpuModel, DiskConfig, Identity, JailConfig, Limits, MachineCall, MachineConfig,
+    MachineEnd, MachineReply, MachineStatus, NicConfig, NicLimits, RestoreConfig, SnapshotTaken, Topology,
+    VsockConfig,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -42,6 +43,8 @@ pub struct Plan {
     pub command_line: String,
     pub memory: MiB,
     pub vcpus: u32,
+    pub cpu_model: CpuModel,
+    pub topology: Option<Topology>,
     pub disks: Vec<(String, File, bool)>,
     pub nics: Vec<(PortId, OwnedFd, Mac)>,
     /// State and memory of a snapshot to go on from, instead of the kernel.
@@ -66,6 +69,8 @@ impl Plan {
             command_line: "console=ttyS0".into(),
             memory: MiB(64),
             vcpus: 1,
+            cpu_model: CpuModel::Host,
+            topology: None,
             disks: Vec::new(),
             nics: Vec::new(),
             restore: None,
@@ -169,6 +174,8 @@ impl Guest {
             id: ServerId::new(),
             name: "test".into(),
             vcpus: plan.vcpus,
+            cpu_model: plan.cpu_model,
+            topology: plan.topology,
             memory: plan.memory,
             kvm_fd: give(kvm.into()),
             control_fd: give(listener),
