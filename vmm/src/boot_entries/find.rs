@@ -10,6 +10,7 @@ use super::fat::Fat;
 use super::fs::{BootFs, Ext, FsError, OpenFile};
 use super::partitions::{Partition, partitions};
 use super::probe::{Kind, probe};
+use super::xfs::Xfs;
 use super::{Found, Trouble, bls, extlinux, grub};
 
 /// Largest kernel, in bytes.
@@ -78,6 +79,7 @@ fn open_all(partitions: Vec<Partition>, notes: &mut Vec<String>) -> Vec<System> 
     for Partition { number, window } in partitions {
         let (name, opened) = match probe(&window) {
             Kind::Ext => ("ext2/3/4", Ext::new(window).map(|fs| Box::new(fs) as Box<dyn BootFs>)),
+            Kind::Xfs => ("XFS", Xfs::new(window).map(|fs| Box::new(fs) as Box<dyn BootFs>)),
             Kind::Fat => ("FAT", Fat::new(window).map(|fs| Box::new(fs) as Box<dyn BootFs>)),
             Kind::Other(name) => {
                 notes.push(format!("partition {number} is {name}, which cannot be read here"));

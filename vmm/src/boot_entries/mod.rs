@@ -31,6 +31,7 @@ pub mod probe;
 mod sandbox;
 #[cfg(test)]
 mod tests;
+pub mod xfs;
 
 use std::fs::File;
 use std::io::{self, Seek, Write};

@@ -7,6 +7,8 @@ use super::disk::{Window, le16, le32};
 pub enum Kind {
     /// ext2, ext3 or ext4: can be read.
     Ext,
+    /// XFS: can be read.
+    Xfs,
     /// FAT12, 16 or 32: can be read.
     Fat,
     /// Recognised, but cannot be read here; the name is for people.
@@ -18,8 +20,7 @@ pub enum Kind {
 }
 
 /// Magic bytes at an offset, and the name of what they begin.
-const OTHERS: [(u64, &[u8], &str); 12] = [
-    (0, b"XFSB", "XFS"),
+const OTHERS: [(u64, &[u8], &str); 11] = [
     (0x1_0040, b"_BHRfS_M", "btrfs"),
     (0, b"LUKS\xba\xbe", "LUKS (encrypted)"),
     (512, b"LABELONE", "LVM"),
@@ -46,6 +47,9 @@ pub fn probe(window: &Window) -> Kind {
     // Containers first: what they wrap may show through at a later offset.
     if let Some((_, _, name)) = OTHERS.iter().find(|(at, magic, _)| has(*at, magic)) {
         return Kind::Other(name);
+    }
+    if has(0, b"XFSB") {
+        return Kind::Xfs;
     }
     if has(1024 + 56, &[0x53, 0xef]) {
         return Kind::Ext;

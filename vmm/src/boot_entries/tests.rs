@@ -61,6 +61,43 @@ impl Tree {
         fs::read(image).unwrap()
     }
 
+    /// An XFS file system, of less than the size that people should use.
+    fn xfs(&self, mib: u64, options: &[&str]) -> Vec<u8> {
+        fn list(directory: &Path, into: &mut String) {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_str().unwrap();
+                let kind = fs::symlink_metadata(&path).unwrap().file_type();
+                if kind.is_dir() {
+                    into.push_str(&format!("{name} d--755 0 0\n"));
+                    list(&path, into);
+                    into.push_str("$\n");
+                } else if kind.is_symlink() {
+                    into.push_str(&format!("{name} l--777 0 0 {}\n", text(&fs::read_link(&path).unwrap())));
+                } else {
+                    into.push_str(&format!("{name} ---644 0 0 {}\n", text(&path)));
+                }
+            }
+        }
+        let mut tree = "/dev/null\n0 0\nd--755 0 0\n".to_owned();
+        list(&self.root(), &mut tree);
+        tree.push_str("$\n");
+        let prototype = self.dir.path().join("prototype");
+        fs::write(&prototype, tree).unwrap();
+        let image = self.dir.path().join("xfs");
+        fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        let done = Command::new("mkfs.xfs")
+            .args(["-q", "-p", text(&prototype)])
+            .args(options)
+            .arg(&image)
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .envs([("TEST_DIR", "x"), ("TEST_DEV", "x"), ("QA_CHECK_FS", "x")])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        fs::read(image).unwrap()
+    }
+
     fn fat(&self, bits: &str, mib: u64) -> Vec<u8> {
         let image = self.dir.path().join("fat");
         fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
@@ -222,6 +259,82 @@ fn an_entry_whose_files_are_gone_gives_way_to_the_next() {
 }
 
 #[test]
+fn xfs_of_both_versions_with_directories_of_every_form() {
+    let mut tree = Tree::new()
+        .file("boot/vmlinuz-5.14", &kernel(3_000_000))
+        .file("boot/initrd-5.14", &[8; 5000])
+        .file(
+            "boot/grub2/grub.cfg",
+            b"menuentry A {\n linux /boot/kernel root=/dev/vda1\n initrd /boot/up/../initrd-5.14\n}\n",
+        )
+        .file("boot/sub/x", b"")
+        .link("boot/kernel", "sub/../vmlinuz-5.14")
+        .link("boot/up", "/boot/sub");
+    // Beyond what fits into an inode, a block, and the first blocks of a directory.
+    for n in 0..1500 {
+        tree = tree.file(&format!("boot/entry-with-a-longer-name-{n}"), b"");
+    }
+    for options in [
+        &["-m", "crc=1"][..],
+        &["-m", "crc=0"],
+        &["-b", "size=1024"],
+        &["-m", "crc=1", "-n", "size=16384", "-i", "size=1024"],
+    ] {
+        let booted = boot(tree.xfs(64, options)).unwrap_or_else(|error| panic!("{options:?}: {error}"));
+        assert!(booted.kernel == kernel(3_000_000), "{options:?}");
+        assert_eq!((booted.initrd, booted.found.command_line.as_str()), (vec![8; 5000], "root=/dev/vda1"));
+    }
+    let image = tree.xfs(64, &[]);
+    let fs = super::xfs::Xfs::new(super::disk::Window::whole(Arc::new(image))).unwrap();
+    let mut names = super::fs::BootFs::list(&fs, "/boot/grub2/..").unwrap();
+    names.retain(|name| !name.starts_with("entry-"));
+    names.sort();
+    assert_eq!(names, ["grub2", "initrd-5.14", "kernel", "sub", "up", "vmlinuz-5.14"]);
+    assert_eq!(super::fs::BootFs::list(&fs, "/boot").unwrap().len(), 1506);
+    for missing in ["/boot/none", "/boot/kernel/x", "/boot/sub"] {
+        assert!(super::fs::BootFs::open(&fs, missing).is_err(), "{missing}");
+    }
+}
+
+/// A file in many pieces, whose extents take a tree: written by the kernel, as nothing else makes one.
+#[test]
+fn xfs_files_in_many_pieces() {
+    let tree = Tree::new().file("boot/extlinux.conf", b"label a\nkernel /boot/k\n");
+    let image = tree.dir.path().join("xfs");
+    fs::write(&image, tree.xfs(64, &["-b", "size=1024"])).unwrap();
+    let mount = tree.dir.path().join("mount");
+    fs::create_dir(&mount).unwrap();
+    let mounted = Command::new("mount").args(["-o", "loop", text(&image), text(&mount)]).output();
+    if !mounted.is_ok_and(|done| done.status.success()) {
+        println!("skipped: this kernel does not mount XFS");
+        return;
+    }
+    let expected = kernel(400 * 2048);
+    let write = || -> std::io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        let file = fs::File::create(mount.join("boot/k"))?;
+        let other = fs::File::create(mount.join("boot/other"))?;
+        // Every second block now, and the rest later, each on the disk before the next.
+        for half in 0..2 {
+            for n in (half..800).step_by(2) {
+                file.write_all_at(&expected[n * 1024..(n + 1) * 1024], n as u64 * 1024)?;
+                other.write_all_at(&[1; 1024], n as u64 * 2048)?;
+                if n % 16 < 2 {
+                    file.sync_data()?;
+                }
+            }
+        }
+        file.sync_all()
+    };
+    let written = write();
+    tool("umount", &[text(&mount)]);
+    written.unwrap();
+    let image = fs::read(&image).unwrap();
+    assert!(image.windows(4).any(|bytes| bytes == b"BMA3"), "the file's extents did not need a tree");
+    assert!(boot(image).unwrap().kernel == expected);
+}
+
+#[test]
 fn what_cannot_be_read_is_named() {
     let mut xfs = vec![0; 1 << 20];
     xfs[..4].copy_from_slice(b"XFSB");
@@ -299,6 +412,7 @@ fn small() -> Tree {
 static EXT4: LazyLock<Target> =
     LazyLock::new(|| Target::new(small().ext4(1, &["-b", "1024", "-O", "^metadata_csum,^has_journal"])));
 static FAT: LazyLock<Target> = LazyLock::new(|| Target::new(small().fat("12", 1)));
+static XFS: LazyLock<Target> = LazyLock::new(|| Target::new(small().xfs(16, &["-m", "crc=0"])));
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
@@ -309,6 +423,11 @@ proptest::proptest! {
     }
 
     #[test]
+    fn damaged_xfs_never_panics(hits in prop::collection::vec((any::<usize>(), any::<u8>()), 1..60), cut in prop::sample::select(vec![0, 0, 1000, 900_000])) {
+        XFS.survives(&hits, cut);
+    }
+
+    #[test]
     fn damaged_fat_never_panics(hits in prop::collection::vec((any::<usize>(), any::<u8>()), 1..60), cut in prop::sample::select(vec![0, 0, 1000, 900_000])) {
         FAT.survives(&hits, cut);
     }
@@ -316,7 +435,7 @@ proptest::proptest! {
 
 #[test]
 fn the_images_that_are_damaged_boot_when_whole() {
-    for target in [&EXT4, &FAT] {
+    for target in [&EXT4, &FAT, &XFS] {
         assert!(boot(target.image.clone()).is_ok());
     }
 }
