@@ -42,6 +42,22 @@ fn what_cannot_start_says_why() {
     assert!(error.contains(&format!("port {port} is taken")), "{error}");
     assert!(!Path::new(&data).exists(), "nothing was made");
 
+    // An instance keeps its port without being told, and says when it is told another.
+    let made = tempfile::tempdir().unwrap();
+    std::fs::create_dir(made.path().join("etc")).unwrap();
+    std::fs::write(made.path().join("etc/instance"), format!("INSTANCE=0\nPORT={port}\n")).unwrap();
+    for (more, word) in
+        [(vec![], format!("port {port} is taken")), (vec!["--port", "1"], format!("with port {port}"))]
+    {
+        let mut ferro = Command::new(root().join("ferro"));
+        let error = finished(ferro.args(["up", "--data"]).arg(made.path()).args(more)).unwrap_err();
+        assert!(error.contains(&word), "{error}");
+    }
+
+    let long = format!("/tmp/{}", "x".repeat(80));
+    let error = finished(Command::new(root().join("ferro")).args(["up", "--data", &long])).unwrap_err();
+    assert!(error.contains("at most 80"), "{error}");
+
     let mut ferro = Command::new("setpriv");
     ferro
         .args(["--reuid=65534", "--clear-groups", "bash"])
