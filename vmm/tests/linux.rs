@@ -65,6 +65,6 @@ fn linux_boots_and_takes_disks_in_and_out() {
 
     guest.done(&MachineCall::PowerButton);
     let (_, end) = guest.wait_end();
-    assert_eq!(end.unwrap().reason, EndReason::PowerOff);
+    assert_eq!(end.unwrap().reason, EndReason::PowerButton);
     assert!(guest.console().contains("L2: power button"));
 }
