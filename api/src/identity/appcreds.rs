@@ -44,7 +44,10 @@ pub async fn project(app: &App, id: &str) -> Result<Option<String>, Fault> {
 /// 401
 pub async fn prove(call: &Call<App>, given: &Value) -> Result<Proof, Fault> {
     let app = &call.app;
-    let who = auth::source(call, &json!({"id": given["id"], "name": given["name"], "domain": given["user"]}));
+    let who = match given["id"].as_str() {
+        Some(id) => auth::source(call, &[&json!("appcred"), &json!(id)]),
+        None => auth::source(call, &[&json!("appcred"), &given["name"], &auth::key(&given["user"])]),
+    };
     app.identity.throttle.may_try(&who, Instant::now())?;
     let row = match (given["id"].as_str(), given["name"].as_str()) {
         (Some(id), _) => {

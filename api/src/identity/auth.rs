@@ -10,7 +10,10 @@ use crate::app::App;
 use api_kit::{Call, Caller, Fault, Outcome, Reply, Target};
 use base::args;
 use base::store::{Query, Where};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -111,7 +114,7 @@ pub(super) async fn check_password(
     password: &str,
 ) -> Result<Option<String>, Fault> {
     let app = &call.app;
-    let who = source(call, user);
+    let who = source(call, &[&key(user)]);
     app.identity.throttle.may_try(&who, Instant::now())?;
     let account = find_user(app, user).await?;
     let usable = account.as_ref().filter(|account| !lockout::locked(app, account.failures));
@@ -124,11 +127,29 @@ pub(super) async fn check_password(
     Ok(right.then_some(account.id))
 }
 
-/// The client's address with whom it claims to be, in a bounded length.
-pub(super) fn source(call: &Call<App>, claimed: &Value) -> String {
-    let claimed = json!([claimed["id"], claimed["name"], claimed["domain"]]).to_string();
-    let claimed: String = claimed.chars().take(600).collect();
-    format!("{} {claimed}", call.peer.map(|peer| peer.ip().to_string()).unwrap_or_default())
+/// The client's address with whom it claims to be, in a bounded length. Made of no more than what finds the user, read as
+/// [`find_user`] reads it: whatever else a client adds makes nobody else of it.
+pub(super) fn source(call: &Call<App>, claimed: &[&Value]) -> String {
+    of(&call.peer.map(|peer| peer.ip().to_string()).unwrap_or_default(), claimed)
+}
+
+pub(super) fn of(address: &str, claimed: &[&Value]) -> String {
+    URL_SAFE_NO_PAD.encode(Sha256::digest(json!([address, claimed]).to_string()))
+}
+
+/// What finds an entity of these: its id, or its name with what finds its domain.
+pub(super) fn key(entity: &Value) -> Value {
+    match entity["id"].as_str() {
+        Some(id) => json!({"id": id}),
+        None => {
+            let domain = &entity["domain"];
+            let domain = match domain["id"].as_str() {
+                Some(id) => json!({"id": id}),
+                None => json!({"name": domain["name"]}),
+            };
+            json!({"name": entity["name"], "domain": domain})
+        }
+    }
 }
 
 async fn domain_id(app: &App, domain: &Value) -> Result<Option<String>, Fault> {

@@ -508,8 +508,13 @@ async fn guessing_is_slowed_down_alike_for_users_that_exist_and_those_that_do_no
             seen.push(post_token(&cloud, by_password(user, "wrong", Value::Null)).await.0);
         }
         // Five more, without waiting for their hashes: the next one has to wait for 16 s.
-        let who = format!(" {}", json!([null, user, {"name": "Default"}]));
+        let who = super::auth::of("", &[&json!({"name": user, "domain": {"name": "Default"}})]);
         (0..5).for_each(|_| throttle.note(&who, false, now + std::time::Duration::from_secs(60)));
+        // What finds nobody else makes nobody else.
+        let mut disguised = by_password(user, "wrong", Value::Null);
+        disguised["auth"]["identity"]["password"]["user"]["domain"]["noise"] = json!(1);
+        disguised["auth"]["identity"]["password"]["user"]["noise"] = json!(1);
+        assert_eq!(post_token(&cloud, disguised).await.0.status, 429);
         let before = cloud.app.identity.passwords.done();
         // The right password has to wait as well, or waiting would tell that the guess was wrong.
         seen.push(post_token(&cloud, by_password(user, &format!("{user}-password"), Value::Null)).await.0);
@@ -524,12 +529,15 @@ async fn guessing_is_slowed_down_alike_for_users_that_exist_and_those_that_do_no
     // The other way to try passwords.
     let path = format!("/identity/v3/users/{}/password", ids.demo);
     let body = json!({"user": {"original_password": "wrong", "password": "x"}});
-    let who = format!(" {}", json!([ids.demo, null, null]));
+    let who = super::auth::of("", &[&json!({"id": ids.demo})]);
     for _ in 0..5 {
         assert_eq!(cloud.call("", "POST", &path, Some(body.clone())).await.status, 401);
     }
     (0..5).for_each(|_| throttle.note(&who, false, now + std::time::Duration::from_secs(60)));
     assert_eq!(cloud.call("", "POST", &path, Some(body)).await.status, 429);
+    let mut disguised = by_password("any name at all", "wrong", Value::Null);
+    disguised["auth"]["identity"]["password"]["user"]["id"] = json!(ids.demo);
+    assert_eq!(post_token(&cloud, disguised).await.0.status, 429);
 }
 
 #[tokio::test]

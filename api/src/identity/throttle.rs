@@ -38,16 +38,19 @@ impl Entry {
 pub struct Throttle(Mutex<HashMap<String, Entry>>);
 
 impl Throttle {
-    /// Whether this source may try this user now.
+    /// Whether this source may try this user now. One that had to wait may try once: others that come before the
+    /// outcome is known wait as if this one had failed, so that trying many at the same time gains nothing.
     ///
     /// # Errors
     /// 429 with the seconds to wait.
     pub fn may_try(&self, who: &str, now: Instant) -> Result<(), Fault> {
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(wait) = entries.get(who).and_then(|entry| entry.until().checked_duration_since(now)) else {
-            return Ok(());
-        };
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = entries.get_mut(who) else { return Ok(()) };
+        let wait = entry.until().saturating_duration_since(now);
         if wait.is_zero() {
+            if entry.failures > FREE {
+                entry.last = now;
+            }
             return Ok(());
         }
         let seconds = wait.as_secs() + 1;
@@ -113,6 +116,21 @@ mod tests {
         }
         throttle.note("c", false, at(16 * 60));
         throttle.may_try("c", at(16 * 60)).unwrap();
+    }
+
+    #[test]
+    fn who_had_to_wait_tries_once_and_not_many_times_at_once() {
+        let (throttle, now) = (Throttle::default(), Instant::now());
+        for _ in 0..FREE + 3 {
+            throttle.note("a", false, now);
+        }
+        let later = now + Duration::from_secs(60);
+        throttle.may_try("a", later).unwrap();
+        assert_eq!(throttle.may_try("a", later).unwrap_err().status, 429);
+        // The one that went ahead was right: nobody is held up any more.
+        throttle.note("a", true, later);
+        throttle.may_try("a", later).unwrap();
+        throttle.may_try("a", later).unwrap();
     }
 
     #[test]
