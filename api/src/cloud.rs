@@ -108,10 +108,24 @@ pub async fn settle(app: &App) -> Result<(), Fault> {
     confirm(app, next).await
 }
 
-async fn confirm(app: &App, epoch: Epoch) -> Result<(), Fault> {
+/// Whether what no row names may be deleted from a daemon that does not remember clouds itself: those that do are asked.
+///
+/// # Errors
+/// What one of them refused, when one does not answer, or the database does not.
+pub async fn confirmed(app: &App) -> Result<(), Fault> {
+    let epoch = epoch(&app.store).await?;
+    heard(app, epoch).await.into_iter().next().map_or(Ok(()), |refused| Err(refused.into()))
+}
+
+/// What the daemons have against it.
+async fn heard(app: &App, epoch: Epoch) -> Vec<Refused> {
     let call = Attest { cloud: app.cloud.id, epoch };
     let (host, block) = futures::join!(app.host.call(&call), app.block.call(&call));
-    let refused: Vec<Refused> = [host, block].into_iter().filter_map(Result::err).collect();
+    [host, block].into_iter().filter_map(Result::err).collect()
+}
+
+async fn confirm(app: &App, epoch: Epoch) -> Result<(), Fault> {
+    let refused = heard(app, epoch).await;
     // One that does not answer is told as a trouble of its own by `status`.
     let troubles = refused.iter().filter(|refused| !refused.kind.transient()).map(ToString::to_string);
     *app.cloud.troubles.lock().unwrap_or_else(PoisonError::into_inner) = troubles.collect();

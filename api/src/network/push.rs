@@ -333,25 +333,28 @@ pub async fn settle(app: Shared) -> Result<(), Fault> {
             trouble = Err(fault);
         }
     }
-    for (router, generation) in wanted.routers {
-        if !routers.contains(&router.to_string()) {
-            forget(&app, ROUTER, &router.to_string()).await?;
-            let call = ForgetRouter {
-                id: RouterId(router.0),
-                generation: Generation(generation.0.saturating_add(1)),
-            };
-            trouble = trouble.and(app.net.call(&call).await.map_err(Fault::from));
-        }
+    let unknown_routers: Vec<_> =
+        wanted.routers.into_iter().filter(|(id, _)| !routers.contains(&id.to_string())).collect();
+    let unknown_networks: Vec<_> =
+        wanted.networks.into_iter().filter(|(id, _)| !networks.contains(&id.to_string())).collect();
+    if unknown_routers.is_empty() && unknown_networks.is_empty() {
+        return trouble;
     }
-    for (network, generation) in wanted.networks {
-        if !networks.contains(&network.to_string()) {
-            forget(&app, NETWORK, &network.to_string()).await?;
-            let call = ForgetNetwork {
-                id: NetworkId(network.0),
-                generation: Generation(generation.0.saturating_add(1)),
-            };
-            trouble = trouble.and(app.net.call(&call).await.map_err(Fault::from));
-        }
+    // A guest whose tap goes has no network until it is started again, so the wrong database must not get this far.
+    crate::cloud::confirmed(&app).await?;
+    for (router, generation) in unknown_routers {
+        forget(&app, ROUTER, &router.to_string()).await?;
+        let call =
+            ForgetRouter { id: RouterId(router.0), generation: Generation(generation.0.saturating_add(1)) };
+        trouble = trouble.and(app.net.call(&call).await.map_err(Fault::from));
+    }
+    for (network, generation) in unknown_networks {
+        forget(&app, NETWORK, &network.to_string()).await?;
+        let call = ForgetNetwork {
+            id: NetworkId(network.0),
+            generation: Generation(generation.0.saturating_add(1)),
+        };
+        trouble = trouble.and(app.net.call(&call).await.map_err(Fault::from));
     }
     trouble
 }

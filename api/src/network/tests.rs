@@ -7,7 +7,9 @@ use base::rpc::Router;
 use base::store::testing::on_both;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use wire::cloud::Attest;
 use wire::ids::{NetworkId, PortId, RouterId, ServerId};
 use wire::net::{
     Direction, EnsureNetwork, EnsureRouter, ForgetNetwork, ForgetRouter, ListWanted, NetworkSpec,
@@ -79,6 +81,21 @@ impl Kernel {
                 async move { Ok(Wanted { networks, routers }) }
             })
     }
+}
+
+/// Daemons that remember another cloud for as long as they are told to.
+fn attesting(cloud: &Cloud) -> Arc<AtomicBool> {
+    let foreign = Arc::new(AtomicBool::new(true));
+    for daemon in ["host", "block"] {
+        let foreign = foreign.clone();
+        let answer = move |_: Attest| {
+            let refused = Refused::new(RefusedKind::Forbidden, "this belongs to another cloud");
+            let outcome = if foreign.load(Ordering::SeqCst) { Err(refused) } else { Ok(()) };
+            async move { outcome }
+        };
+        cloud.daemon(daemon, Router::new().serve(answer));
+    }
+    foreign
 }
 
 async fn ok(cloud: &Cloud, token: &str, method: &str, path: &str, body: Option<Value>) -> Value {
@@ -200,6 +217,12 @@ async fn a_server_is_wired_reached_and_let_go() {
         ok(&cloud, "demo", "DELETE", &path("routers", &router), None).await;
         ok(&cloud, "demo", "DELETE", &path("networks", &network), None).await;
         ok(&cloud, "admin", "DELETE", &path("networks", &public), None).await;
+        // Nothing is taken away for a database that the daemons which remember theirs do not know.
+        let foreign = attesting(&cloud);
+        let fault = super::push::settle(cloud.app.clone()).await.unwrap_err();
+        assert!(fault.to_string().contains("another cloud"), "{fault}");
+        assert_eq!((kernel.networks.lock().unwrap().len(), kernel.routers.lock().unwrap().len()), (2, 1));
+        foreign.store(false, Ordering::SeqCst);
         super::push::settle(cloud.app.clone()).await.unwrap();
         assert!(kernel.networks.lock().unwrap().is_empty() && kernel.routers.lock().unwrap().is_empty());
     })
