@@ -216,6 +216,10 @@ fn inet_body(spec: &NetworkSpec, guarded: &[Guarded<'_>], home: &Home<'_>) -> St
     let allowed = {
         let mut hasher = std::hash::DefaultHasher::new();
         std::hash::Hash::hash(&body, &mut hasher);
+        for (port, number, _) in guarded {
+            // An address that moved leads to a port whose rules were not asked.
+            std::hash::Hash::hash(&(number, &port.addresses), &mut hasher);
+        }
         // The upper half, and never 0, which is a connection that was not asked about.
         (std::hash::Hasher::finish(&hasher) >> 32) | 1
     };
@@ -426,5 +430,34 @@ mod tests {
         let again: Vec<_> = spec.ports.iter().map(|port| marks.number(&spec, port.id).unwrap()).collect();
         assert_eq!(given[1..], again[..2]);
         assert!(!given.contains(&again[2]));
+    }
+
+    #[test]
+    fn connections_to_an_address_that_moved_are_asked_about_again() {
+        let port = |last: u8| PortSpec {
+            id: PortId::new(),
+            mac: Mac([2, 0, 0, 0, 0, last]),
+            addresses: vec![(wire::ids::SubnetId::new(), IpAddr::from([10, 0, 0, last]))],
+            hostname: String::new(),
+            role: PortRole::Server { server: wire::ids::ServerId::new() },
+            filter: Some(vec![]),
+            allowed_pairs: vec![],
+            admin_up: true,
+        };
+        let mut spec = NetworkSpec {
+            mtu: 1500,
+            provider: None,
+            dns_domain: String::new(),
+            subnets: vec![],
+            ports: vec![port(1), port(2)],
+        };
+        let home = Home { table: "t".into(), bridge: "br", prefix: "x", masquerade: None, responder: None };
+        let mut marks = Marks::default();
+        let mut stateful = |spec: &NetworkSpec| tables(spec, &home, &mut marks).remove(1).body;
+        let before = stateful(&spec);
+        assert_eq!(stateful(&spec), before, "nothing changed");
+        let (one, other) = (spec.ports[0].addresses.clone(), spec.ports[1].addresses.clone());
+        (spec.ports[0].addresses, spec.ports[1].addresses) = (other, one);
+        assert_ne!(stateful(&spec), before);
     }
 }
