@@ -84,7 +84,7 @@ impl Lab {
     }
 
     pub async fn settle(&self, done: impl Fn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !done() {
             assert!(Instant::now() < deadline, "it does not settle");
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -132,7 +132,7 @@ impl Lab {
             client: Client::new(self.dir.path().join("blockd.sock")),
             files: self.dir.path().join("blockd.fd.sock"),
         };
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while daemon.client.call(&Health {}).await.is_err() {
             assert!(Instant::now() < deadline, "blockd does not answer");
             tokio::time::sleep(Duration::from_millis(5)).await;

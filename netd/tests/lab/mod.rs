@@ -15,7 +15,7 @@ use wire::ids::{Mac, NetworkId, PortId, ServerId, SubnetId};
 use wire::net::{Direction, EnsureNetwork, FilterRule, NetworkSpec, PortRole, PortSpec, SubnetSpec};
 use wire::{Generation, Health};
 
-pub const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// One instance of the daemon; everything of it is gone after the test, however that ends.
 pub struct Lab {
@@ -266,7 +266,8 @@ impl Guest {
 
 fn connect(to: (Ipv4Addr, u16)) -> std::io::Result<std::net::TcpStream> {
     let stream = std::net::TcpStream::connect_timeout(&to.into(), Duration::from_secs(3))?;
-    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    // Who is connected is answered, however busy the machine is.
+    stream.set_read_timeout(Some(DEADLINE))?;
     Ok(stream)
 }
 
