@@ -96,9 +96,9 @@ fn wdat() -> Sdt {
     ];
     let mut table = Sdt::new(*b"WDAT", 36, 1, OEM, TABLE, REVISION);
     let period = u32::try_from(watchdog::PERIOD.as_millis()).unwrap_or(100);
-    // Length of what follows up to the entries; no PCI device.
+    // Length of what follows up to the entries; no PCI device, which Linux knows by a segment (16 bits) of 0xff.
     table.append_slice(&32u32.to_le_bytes());
-    table.append_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0]);
+    table.append_slice(&[0xff, 0, 0xff, 0xff, 0xff, 0, 0, 0]);
     for number in [period, watchdog::MOST, 1] {
         table.append_slice(&number.to_le_bytes());
     }
@@ -386,7 +386,7 @@ mod tests {
                     bytes[36..68],
                     [
                         [32, 0, 0, 0],
-                        [255; 4],
+                        [255, 0, 255, 255],
                         [255, 0, 0, 0],
                         [100, 0, 0, 0],
                         [255, 255, 0, 0],

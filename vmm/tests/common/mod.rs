@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
-    BalloonConfig, BlockSize, CpuModel, DiskConfig, Identity, JailConfig, Limits, MachineCall, MachineConfig,
-    MachineEnd, MachineReply, MachineStatus, NicConfig, NicLimits, RestoreConfig, SnapshotTaken, Topology,
-    VsockConfig,
+    BalloonConfig, BlockSize, ConsoleConfig, CpuModel, DiskConfig, Identity, JailConfig, Limits, MachineCall,
+    MachineConfig, MachineEnd, MachineReply, MachineStatus, NicConfig, NicLimits, RestoreConfig,
+    SnapshotTaken, Topology, VsockConfig,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -57,6 +57,8 @@ pub struct Plan {
     pub no_jail: bool,
     pub balloon: Option<BalloonConfig>,
     pub vsock: Option<(u32, OwnedFd)>,
+    /// Log of a virtio console: current and previous.
+    pub virtio_console: Option<[File; 2]>,
     /// Whether the host allows new namespaces.
     pub namespaces: bool,
 }
@@ -79,6 +81,7 @@ impl Plan {
             no_jail: false,
             balloon: None,
             vsock: None,
+            virtio_console: None,
             namespaces: true,
         }
     }
@@ -217,7 +220,11 @@ impl Guest {
             }),
             balloon: plan.balloon,
             vsock: plan.vsock.map(|(cid, listener)| VsockConfig { cid, listener_fd: give(listener) }),
-            virtio_console: None,
+            virtio_console: plan.virtio_console.map(|log| ConsoleConfig {
+                log_fds: log.into_iter().map(|file| give(file.into())).collect(),
+                limit: 1 << 20,
+                input_fd: None,
+            }),
             watchdog: true,
             jail: plan.jailed.then_some(JailConfig { uid, gid: uid }),
         };
@@ -354,7 +361,7 @@ impl Guest {
             if let Some(status) = self.child.try_wait().unwrap() {
                 assert!(said(self), "ended with {status} without '{text}'");
             }
-            assert!(Instant::now() < until, "no '{text}'");
+            assert!(Instant::now() < until, "no '{text}' in:\n{}", self.console());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
