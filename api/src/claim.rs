@@ -18,6 +18,8 @@ use tokio::sync::Mutex;
 
 /// Largest body that can hold a code.
 const BODY: usize = 1024;
+/// How long the code may take to arrive, so that nobody occupies connections with codes that never come.
+const ARRIVAL: Duration = Duration::from_secs(10);
 /// How long one wrong guess holds up all further ones.
 const PENALTY: Duration = Duration::from_secs(1);
 /// Wrong guesses after which the code is replaced. With that many random bits nobody comes near; this bounds a torn-off label.
@@ -81,8 +83,14 @@ impl Claim {
             return text(StatusCode::METHOD_NOT_ALLOWED, "send the code by POST: curl -d CODE .../claim");
         }
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
-        let Ok(body) = Limited::new(request.into_body(), BODY).collect().await else {
-            return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is the code alone");
+        let body = match tokio::time::timeout(ARRIVAL, Limited::new(request.into_body(), BODY).collect())
+            .await
+        {
+            Ok(Ok(body)) => body,
+            Ok(Err(_)) => return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is the code alone"),
+            Err(_) => {
+                return text(StatusCode::REQUEST_TIMEOUT, "the code did not arrive in time; send it again");
+            }
         };
         let body = body.to_bytes();
         let given = String::from_utf8_lossy(&body);

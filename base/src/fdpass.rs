@@ -50,7 +50,10 @@ pub fn receive(socket: BorrowedFd<'_>) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>
     Ok((bytes, fds))
 }
 
-/// Connects to a `SOCK_SEQPACKET` socket, blocking. Only root or our own uid may serve it: what it hands out is believed.
+/// How long connecting and sending may take, in seconds.
+const PATIENCE_SECS: i64 = 30;
+
+/// Connects to a `SOCK_SEQPACKET` socket, blocking for a bounded time. Only root or our own uid may serve it: what it hands out is believed.
 ///
 /// # Errors
 /// What the kernel says; `PermissionDenied` when another uid listens there.
@@ -64,9 +67,12 @@ pub fn connect(path: &std::path::Path) -> std::io::Result<OwnedFd> {
 /// As [`connect`].
 pub fn connect_to(path: &std::path::Path, trusted: &crate::rpc::Allow) -> std::io::Result<OwnedFd> {
     use nix::sys::socket::{
-        AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
+        AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt,
     };
+    use nix::sys::time::{TimeVal, TimeValLike};
     let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    // Also of the connecting itself, which waits for room in the queue of a daemon that hangs.
+    setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(PATIENCE_SECS))?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     let peer = getsockopt(&fd, sockopt::PeerCredentials)?.uid();
     if !trusted.allows(peer) {
