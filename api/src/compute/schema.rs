@@ -44,13 +44,13 @@ macro_rules! network_item {
 }
 macro_rules! networks {
     () => {
-        concat!(r#"{"type":["array","null"],"items":"#, network_item!(), r#"}"#)
+        concat!(r#"{"type":["array","null"],"maxItems":64,"items":"#, network_item!(), r#"}"#)
     };
 }
 macro_rules! networks_2_37 {
     () => {
         concat!(
-            r#"{"oneOf":[{"type":"array","items":"#,
+            r#"{"oneOf":[{"type":"array","maxItems":64,"items":"#,
             network_item!(),
             r#"},{"type":"string","enum":["auto","none"]}]}"#
         )
@@ -64,7 +64,7 @@ macro_rules! server {
             r#","flavorRef":{"type":["string","integer"],"minLength":1,"maxLength":2048},
 "imageRef":{"type":"string","maxLength":2048},"adminPass":{"type":"string","maxLength":255},"metadata":"#,
             metadata!(),
-            r#","security_groups":{"type":"array","items":{"type":"object","properties":{"name":{"type":"string",
+            r#","security_groups":{"type":"array","maxItems":100,"items":{"type":"object","properties":{"name":{"type":"string",
 "minLength":1,"maxLength":255}},"additionalProperties":false}},
 "user_data":{"type":"string"},"key_name":{"type":["string","null"],"minLength":1,"maxLength":255},
 "availability_zone":{"type":["string","null"],"minLength":0,"maxLength":255},"config_drive":{"anyOf":["#,

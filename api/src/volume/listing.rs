@@ -113,9 +113,10 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 /// Filters that are the same for volumes and snapshots.
 fn common(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
     if let Some(text) = call.query.get("metadata") {
-        let wanted = pairs(text).filter(|_| text.len() <= 8192).ok_or_else(|| {
-            Fault::bad_request("Invalid filter metadata: a mapping like {'key': 'value'} is expected.")
-        })?;
+        let wanted =
+            pairs(text).filter(|pairs| text.len() <= 8192 && pairs.len() <= 100).ok_or_else(|| {
+                Fault::bad_request("Invalid filter metadata: a mapping like {'key': 'value'} is expected.")
+            })?;
         for (key, value) in wanted {
             // The column is compact JSON, in which a pair looks the same wherever it stands; taking it out makes a
             // difference where it is there. The same on both engines, and by case, which LIKE is not.

@@ -144,13 +144,15 @@ const NONE: &str = "1 = 0";
 /// Any of these conditions, or of these servers.
 fn any_of(select: &mut Where, conditions: &[&'static str], ids: &[ServerId]) {
     select.and("(1 = 0", []);
-    for condition in conditions {
+    // Each once, however often the client says it.
+    for condition in conditions.iter().collect::<BTreeSet<_>>() {
         select.append(" OR ", []).append(condition, []);
     }
-    for id in ids {
-        select.append(" OR id = ?", [(*id).into()]);
+    // As one list: SQLite takes no more than 1000 conditions in a row.
+    for (index, id) in ids.iter().enumerate() {
+        select.append(if index == 0 { " OR id IN (?" } else { ", ?" }, [(*id).into()]);
     }
-    select.append(")", []);
+    select.append(if ids.is_empty() { ")" } else { "))" }, []);
 }
 
 async fn by_status(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
@@ -228,7 +230,10 @@ async fn by_states(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
     Ok(())
 }
 
-fn by_tags(call: &Call<App>, select: &mut Where) {
+/// Most tags that a filter names; a server has at most 50.
+const TAGS: usize = 100;
+
+fn by_tags(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
     // Each tag stands between commas in the column, and taking it out makes a difference where it is: the same on both
     // engines, and by case, which LIKE is not.
     const HAS: &str = "REPLACE(tags, ?, '') <> tags";
@@ -240,6 +245,12 @@ fn by_tags(call: &Call<App>, select: &mut Where) {
     ] {
         let Some(text) = call.query.get(name).filter(|text| !text.is_empty()) else { continue };
         let tags: BTreeSet<&str> = text.split(',').collect();
+        if tags.len() > TAGS {
+            return Err(Fault::bad_request(format!(
+                "Invalid filter {name}: it names {} tags, and at most {TAGS} are taken.",
+                tags.len()
+            )));
+        }
         select.and(begin, []);
         for (index, tag) in tags.iter().enumerate() {
             if index > 0 {
@@ -249,6 +260,7 @@ fn by_tags(call: &Call<App>, select: &mut Where) {
         }
         select.append(end, []);
     }
+    Ok(())
 }
 
 fn by_time(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
@@ -300,7 +312,7 @@ pub async fn page(call: &Call<App>, all_rule: &str, mut select: Where) -> Result
     }
     by_status(call, &mut select).await?;
     by_states(call, &mut select).await?;
-    by_tags(call, &mut select);
+    by_tags(call, &mut select)?;
     by_time(call, &mut select)?;
     match call.query.get("availability_zone") {
         None => (),

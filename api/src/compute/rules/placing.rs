@@ -70,6 +70,9 @@ pub async fn destination(call: &Call<App>, project: &str) -> Result<Option<Strin
     Ok(Some((*first).to_owned()))
 }
 
+/// Most servers that one hint names: each server made keeps them all.
+const NAMED: usize = 100;
+
 /// The server group and the other hints.
 ///
 /// # Errors
@@ -83,6 +86,12 @@ pub fn hints(call: &Call<App>) -> Result<(Option<String>, Hints), Fault> {
                 Value::Array(list) => list.as_slice(),
                 other => std::slice::from_ref(other),
             };
+            if all.len() > NAMED {
+                return Err(Fault::bad_request(format!(
+                    "The scheduler hint '{name}' names {} servers: at most {NAMED} can be named.",
+                    all.len()
+                )));
+            }
             all.iter()
                 .map(|id| id.as_str().and_then(|id| id.parse().ok()).ok_or_else(|| no_id(name, id)))
                 .collect()

@@ -50,6 +50,17 @@ async fn every_declared_filter_filters_before_the_page_is_cut() {
             let it = world.cloud.call_with("admin", "GET", &path, &headers, bytes::Bytes::new()).await;
             it.json["server"]["OS-EXT-SRV-ATTR:reservation_id"].as_str().unwrap().to_owned()
         };
+        // More conditions than SQLite takes in a row.
+        let (often, tags) = ("&status=ERROR&vm_state=stopped".repeat(1100), vec!["t"; 1100].join(","));
+        let often = format!("status=SHUTOFF{often}&tags-any=y&not-tags={tags}");
+        assert!(world.names(&often).await.is_empty());
+        let often = format!("status=SHUTOFF&not-tags={tags}{}", "&vm_state=stopped".repeat(1100));
+        assert_eq!(world.names(&often).await, ["c"]);
+        let many: Vec<String> = (0..1100).map(|number| number.to_string()).collect();
+        let path = format!("/compute/v2.1/servers?tags-any={}", many.join(","));
+        let headers = [("openstack-api-version", "compute 2.90")];
+        let refused = world.cloud.call_with("demo", "GET", &path, &headers, bytes::Bytes::new()).await;
+        assert_eq!(refused.status, 400, "{}", refused.json);
         for (filter, wanted) in [
             ("tags=x,y", "a"),
             ("tags=y", "a b"),
@@ -153,6 +164,7 @@ async fn groups_and_hints_bind_the_place() {
         for bad in [
             json!({"group": "x"}),
             json!({"group": "d3a1a3a7-1111-4222-8333-123456789abc"}),
+            json!({"same_host": vec![id(&three); 101]}),
             json!({"same_host": 1}),
             json!({"query": "[\">=\", \"$free_ram_mb\", 1]"}),
         ] {
