@@ -32,6 +32,8 @@ pub fn reconcilers() -> Vec<Reconciler> {
 pub async fn scan(app: &App) -> Result<(), Fault> {
     let by = app.cloud.unknown(&app.store).await?;
     let pool = app.block.call(&ListPool {}).await?;
+    // Before and after the rows: an id may move from a step to a row meanwhile, or back.
+    let mut steps = Tasks::live_steps(&app.store).await?;
     let mut named: HashSet<String> = volume::inner::named(&app.store).await?.into_iter().collect();
     named.extend(compute::inner::disks(&app.store).await?.iter().map(DiskId::to_string));
     let disks: Vec<DiskId> = pool.disks.into_iter().filter(|id| !named.contains(&id.to_string())).collect();
@@ -40,7 +42,7 @@ pub async fn scan(app: &App) -> Result<(), Fault> {
     if disks.is_empty() && snapshots.is_empty() {
         return Ok(());
     }
-    let steps = Tasks::live_steps(&app.store).await?;
+    steps.extend(Tasks::live_steps(&app.store).await?);
     let free = |id: String| !steps.iter().any(|step| step.contains(&id));
     for id in disks.into_iter().filter(|id| free(id.to_string())) {
         tracing::warn!(disk = %id, "the pool has a disk that nobody names; it is to be removed");
