@@ -8,15 +8,14 @@ Servers are made in the admin project on the network 'measure', which is made an
 thousands of servers; with a real one take as many --servers as the machine holds.
 Standard library only. Timings are medians and 99th percentiles of single requests on one kept connection.
 """
-import argparse, http.client, json, os, re, ssl, statistics, subprocess, sys, time
+import argparse, http.client, json, os, re, ssl, statistics, subprocess, sys, tempfile, time
 
 
 class Cloud:
-    def __init__(self, data):
-        text = open(f"{data}/openrc").read()
-        env = dict(re.findall(r"export (OS_\w+)=['\"]?([^'\"\n]*)", text))
-        self.url, self.user, self.password = env["OS_AUTH_URL"], env["OS_USERNAME"], env["OS_PASSWORD"]
-        self.project = env["OS_PROJECT_NAME"]
+    def __init__(self, data, name="ferrostack"):
+        section = open(f"{data}/clouds.yaml").read().split(f"  {name}:\n")[1]
+        field = lambda key: re.search(rf"^ +{key}: \"?([^\"\n]*)", section, re.M).group(1)
+        self.url, self.user, self.password, self.project = map(field, ("auth_url", "username", "password", "project_name"))
         host = re.match(r"https://([^/]+)", self.url).group(1)
         self.connection = http.client.HTTPSConnection(host, context=ssl.create_default_context(cafile=f"{data}/ca.pem"), timeout=120)
         self.token = None
@@ -62,12 +61,58 @@ def resident(data):
     return f"{total / 1024:.1f} MiB ({', '.join(parts)})"
 
 
+def to_ssh(data):
+    """From the request for a server of the demo project to a command over SSH through its floating IP."""
+    cloud = Cloud(data, "ferrostack-demo")
+    cloud.token = cloud.login()
+    first = lambda path, key, name: next(it["id"] for it in cloud.call("GET", path)[1][key] if it["name"] == name)
+    network = first("/network/v2.0/networks?name=demo", "networks", "demo")
+    image = first("/image/v2/images?name=ferro", "images", "ferro")
+    flavor = first("/compute/v2.1/flavors", "flavors", "m1.nano")
+    public = first("/network/v2.0/networks?name=public", "networks", "public")
+    name = f"measure-{os.getpid()}"
+    key = cloud.call("POST", "/compute/v2.1/os-keypairs", {"keypair": {"name": name}})[1]["keypair"]["private_key"]
+    floating = cloud.call("POST", "/network/v2.0/floatingips", {"floatingip": {"floating_network_id": public}})[1]["floatingip"]
+    server = None
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(key)
+        file.flush()
+        try:
+            start = time.perf_counter()
+            wanted = {"name": name, "imageRef": image, "flavorRef": flavor, "key_name": name, "networks": [{"uuid": network}]}
+            server = cloud.call("POST", "/compute/v2.1/servers", {"server": wanted})[1]["server"]["id"]
+            ports = []
+            while not ports:
+                ports = cloud.call("GET", f"/network/v2.0/ports?device_id={server}")[1]["ports"]
+            cloud.call("PUT", f"/network/v2.0/floatingips/{floating['id']}", {"floatingip": {"port_id": ports[0]["id"]}})
+            while cloud.call("GET", f"/compute/v2.1/servers/{server}")[1]["server"]["status"] != "ACTIVE":
+                time.sleep(0.01)
+            active = time.perf_counter() - start
+            ssh = ["ssh", "-i", file.name, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=2",
+                   "-o", "BatchMode=yes", f"ferro@{floating['floating_ip_address']}", "true"]
+            while subprocess.run(ssh, stderr=subprocess.DEVNULL).returncode != 0:
+                if time.perf_counter() - start > 300:
+                    raise SystemExit("no log-in within 300 s")
+                time.sleep(0.05)
+            return active, time.perf_counter() - start
+        finally:
+            if server:
+                cloud.call("DELETE", f"/compute/v2.1/servers/{server}")
+            cloud.call("DELETE", f"/network/v2.0/floatingips/{floating['id']}")
+            cloud.call("DELETE", f"/compute/v2.1/os-keypairs/{name}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="/var/lib/ferrostack")
     parser.add_argument("--servers", type=int, default=100)
     parser.add_argument("--upload-mib", type=int, default=256)
+    parser.add_argument("--ssh", action="store_true", help="only this: from the request for a server with a guest to a log-in")
     options = parser.parse_args()
+    if options.ssh:
+        for _ in range(3):
+            print("create to ACTIVE %.2f s, to a log-in over SSH %.1f s" % to_ssh(options.data), flush=True)
+        return
     cloud = Cloud(options.data)
     row = lambda name, value: print(f"| {name} | {value} |", flush=True)
     print("| figure | value (median / p99) |\n| --- | --- |")
