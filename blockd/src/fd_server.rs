@@ -41,28 +41,7 @@ pub fn listen(
     let path = path.to_owned();
     Ok(async move {
         let width = Arc::new(Semaphore::new(WIDTH));
-        loop {
-            let accepted = tokio::select! {
-                () = shutdown.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors, say: wait instead of spinning.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            match stream.peer_cred() {
-                Ok(peer) if allow.allows(peer.uid()) => (),
-                Ok(peer) => {
-                    tracing::warn!(uid = peer.uid(), socket = %path.display(), "turned a stranger away");
-                    continue;
-                }
-                Err(_) => continue,
-            }
+        while let Some(stream) = allow.next(&listener, &path, &shutdown).await {
             let (Ok(permit), Ok(stream)) = (width.clone().acquire_owned().await, stream.into_std()) else {
                 continue;
             };

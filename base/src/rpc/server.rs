@@ -14,7 +14,7 @@ use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_util::task::TaskTracker;
 use wire::{Call, Refused, RefusedKind};
 
@@ -39,6 +39,38 @@ impl Allow {
     #[must_use]
     pub fn allows(&self, uid: u32) -> bool {
         self.0.contains(&uid)
+    }
+
+    /// The next of them that connects to `listener`, or nobody once it is time to end. Others are turned away: the kernel's word
+    /// on the caller's uid decides. `path` is for the log.
+    pub async fn next(
+        &self,
+        listener: &UnixListener,
+        path: &Path,
+        shutdown: &CancellationToken,
+    ) -> Option<UnixStream> {
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => return None,
+                accepted = listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, say: wait instead of spinning.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            match stream.peer_cred() {
+                Ok(peer) if self.allows(peer.uid()) => return Some(stream),
+                Ok(peer) => {
+                    tracing::warn!(uid = peer.uid(), socket = %path.display(), "turned a stranger away");
+                }
+                Err(_) => (),
+            }
+        }
     }
 
     /// These too.
@@ -140,27 +172,7 @@ pub fn listen(
     let path = path.to_owned();
     Ok(async move {
         let connections = TaskTracker::new();
-        loop {
-            let stream = tokio::select! {
-                () = shutdown.cancelled() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        // Out of descriptors, say: wait instead of spinning.
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                },
-            };
-            match stream.peer_cred() {
-                Ok(peer) if allow.allows(peer.uid()) => (),
-                Ok(peer) => {
-                    tracing::warn!(uid = peer.uid(), socket = %path.display(), "turned a stranger away");
-                    continue;
-                }
-                Err(_) => continue,
-            }
+        while let Some(stream) = allow.next(&listener, &path, &shutdown).await {
             let (service, end) = (TowerToHyperService::new(service.clone()), shutdown.clone());
             connections.spawn(async move {
                 let connection = hyper::server::conn::http1::Builder::new()
