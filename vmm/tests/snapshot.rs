@@ -5,6 +5,7 @@
 mod common;
 
 use common::asm::{Asm, DATA, printed};
+use common::driver::{BAR, descriptor, start_disk};
 use common::{Guest, Plan, file, kvm};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,9 +15,6 @@ use std::time::{Duration, Instant, SystemTime};
 use wire::MiB;
 use wire::machine::{EndReason, MachineCall, MachineReply, MachineState};
 
-/// First slot of disks, and the BAR there.
-const DISK_SLOT: u8 = 10;
-const BAR: u32 = 0xc000_0000 + 10 * 0x4000;
 /// Where the generation id is.
 const GENERATION: u32 = 0xf_e000;
 
@@ -167,24 +165,7 @@ fn a_disk_in_use_goes_on_where_it_was() {
     if !kvm() {
         return;
     }
-    let asm = Asm::new()
-        .pci_write(DISK_SLOT, 0x04, 6)
-        .write8(BAR + 0x14, 1)
-        .write8(BAR + 0x14, 3)
-        .write32(BAR + 0x08, 1)
-        .write32(BAR + 0x0c, 1)
-        .write8(BAR + 0x14, 11)
-        .write16(BAR + 0x16, 0)
-        .write16(BAR + 0x18, 8)
-        .write32(BAR + 0x20, DATA)
-        .write32(BAR + 0x28, DATA + 0x1000)
-        .write32(BAR + 0x30, DATA + 0x2000)
-        .write16(BAR + 0x1c, 1)
-        .write8(BAR + 0x14, 15);
-    let descriptor = |asm: Asm, index: u32, address: u32, length: u32, flags: u32| {
-        let at = DATA + index * 16;
-        asm.write32(at, address).write32(at + 8, length).write32(at + 12, flags | ((index + 1) << 16))
-    };
+    let asm = start_disk(Asm::new());
     let asm = descriptor(asm, 0, DATA + 0x3000, 16, 1);
     let asm = descriptor(asm, 1, DATA + 0x4000, 512, 3);
     let asm = descriptor(asm, 2, DATA + 0x4200, 1, 2);

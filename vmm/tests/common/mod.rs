@@ -3,6 +3,7 @@
 #![allow(dead_code, unsafe_code, clippy::unwrap_used, missing_docs)]
 
 pub mod asm;
+pub mod driver;
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 use std::fs::File;
