@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use wire::Refused;
 use wire::host::{DiskSpec, NicSpec};
@@ -21,6 +22,10 @@ use wire::machine::{MAX_DISKS, MAX_NICS};
 
 /// Where QEMU's objects live that have a name of ours.
 const PERIPHERAL: &str = "/machine/peripheral";
+
+/// How often, and how far apart, QEMU is asked to release the disk of a device that is gone.
+const RELEASE_TRIES: u32 = 100;
+const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 
 /// A QEMU that runs or has run.
 pub struct QemuMachine {
@@ -239,9 +244,25 @@ impl Link {
     }
 
     /// Takes away what is behind a root port without a device. That there is nothing is the usual case.
-    async fn clear(&self, port: usize) -> Result<(), QmpError> {
+    ///
+    /// QEMU frees a device some time after it has left the tree and its event was sent (its memory regions go by RCU);
+    /// until then its disk is in use. This waits a while for that; false says that the disk is still in use.
+    async fn clear(&self, port: usize) -> Result<bool, QmpError> {
+        let mut tries = 0;
+        loop {
+            match self.qmp.run("blockdev-del", json!({"node-name": disk_node(port)})).await {
+                Ok(_) => break,
+                Err(QmpError::Refused { text, .. }) if text.starts_with("Failed to find node") => break,
+                Err(QmpError::Refused { .. }) if tries < RELEASE_TRIES => tries += 1,
+                Err(QmpError::Refused { text, .. }) => {
+                    tracing::warn!(port, text, "QEMU does not release a disk");
+                    return Ok(false);
+                }
+                Err(error @ QmpError::Gone(_)) => return Err(error),
+            }
+            tokio::time::sleep(RELEASE_PAUSE).await;
+        }
         let undo = [
-            ("blockdev-del", json!({"node-name": disk_node(port)})),
             ("remove-fd", json!({"fdset-id": port})),
             ("netdev_del", json!({"id": nic_node(port)})),
             ("closefd", json!({"fdname": nic_node(port)})),
@@ -252,19 +273,23 @@ impl Link {
                 Err(error @ QmpError::Gone(_)) => return Err(error),
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn status(&self) -> Result<(String, Status), QmpError> {
         let run = self.qmp.run("query-status", json!({})).await?;
-        let devices = self.devices().await?;
+        let mut devices = self.devices().await?;
         let gone: Vec<(String, usize)> = {
             let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
             ports.iter().filter(|(name, _)| !devices.contains(*name)).map(|(n, p)| (n.clone(), *p)).collect()
         };
         for (device, port) in gone {
-            self.clear(port).await?;
-            self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&device);
+            if self.clear(port).await? {
+                self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&device);
+            } else {
+                // Whoever hears that a disk is gone gives its file to somebody else.
+                devices.insert(device);
+            }
         }
         let nodes = self.qmp.run("query-named-block-nodes", json!({"flat": true})).await?;
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -292,14 +317,14 @@ impl Link {
         let there = self.peripherals().await?;
         let used: BTreeSet<usize> =
             self.ports.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect();
-        let free = (0..MAX_DISKS + MAX_NICS)
-            .find(|port| there.contains(&super::port_name(*port)) && !used.contains(port))
-            .ok_or_else(|| {
-                Refused::no_space("the running machine has no free PCI port left")
-                    .remedy("detach a device, or stop and start the server: it then gets more ports")
-            })?;
-        self.clear(free).await?;
-        Ok(free)
+        for port in 0..MAX_DISKS + MAX_NICS {
+            let free = there.contains(&super::port_name(port)) && !used.contains(&port);
+            if free && self.clear(port).await? {
+                return Ok(port);
+            }
+        }
+        Err(Refused::no_space("the running machine has no free PCI port left")
+            .remedy("detach a device, or stop and start the server: it then gets more ports"))
     }
 
     async fn finish(
