@@ -1,0 +1,121 @@
+//! Requests and answers on the control socket.
+
+use super::{BalloonStatus, BlockSize, Limits, MachineStatus, NicLimits, SnapshotTaken};
+use crate::ids::{Mac, PortId};
+use crate::{MiB, Refused};
+use serde::{Deserialize, Serialize};
+
+/// A request on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "call", rename_all = "snake_case")]
+pub enum MachineCall {
+    /// Answers [`MachineReply::Status`] as soon as the machine's sequence number is above `after`, or after `wait_ms`.
+    /// `after: None` answers at once.
+    Status {
+        /// Sequence number that the caller knows.
+        after: Option<u64>,
+        /// At most this many milliseconds, capped at 60,000.
+        wait_ms: u64,
+    },
+    /// Stops vCPUs and devices in place; answers once nothing runs. Harmless when paused.
+    Pause,
+    /// Goes on. Harmless when running.
+    Resume,
+    /// Presses the ACPI power button; what the guest does with it shows when it powers off. A guest that has not loaded its button
+    /// driver yet loses it, so press again while waiting.
+    PowerButton,
+    /// Ends the machine at once: pulls the plug. Answers before it ends.
+    Stop,
+    /// Plugs a disk in; its raw file comes along as `SCM_RIGHTS`. Repeating it with the same key is harmless.
+    PlugDisk {
+        /// Name for hot-unplug.
+        key: String,
+        /// Guest may not write.
+        read_only: bool,
+        /// virtio-blk serial: printable ASCII; the guest sees the first 20 bytes.
+        serial: String,
+        /// Unit of all requests.
+        #[serde(default)]
+        block_size: BlockSize,
+        /// Limits from the start.
+        #[serde(default)]
+        limits: Limits,
+    },
+    /// Changes what a disk may move, at once.
+    LimitDisk {
+        /// Which disk.
+        key: String,
+        /// Its limits from now on.
+        limits: Limits,
+    },
+    /// Asks the guest to give a disk back. It is gone once [`MachineStatus::disks`] does not list it any more: the
+    /// guest must agree. Harmless when there is no such disk, and asks again when repeated.
+    UnplugDisk {
+        /// Which disk.
+        key: String,
+    },
+    /// Plugs a network interface in; its tap comes along as `SCM_RIGHTS`. Repeating it with the same port is harmless.
+    PlugNic {
+        /// Name for hot-unplug.
+        port: PortId,
+        /// Guest-visible address.
+        mac: Mac,
+        /// Advertised MTU in bytes.
+        mtu: u16,
+        /// Limits from the start.
+        #[serde(default)]
+        limits: NicLimits,
+    },
+    /// Changes what a network interface may carry, at once.
+    LimitNic {
+        /// Which port.
+        port: PortId,
+        /// Its limits from now on.
+        limits: NicLimits,
+    },
+    /// As [`MachineCall::UnplugDisk`].
+    UnplugNic {
+        /// Which port.
+        port: PortId,
+    },
+    /// Writes the machine's state and memory into two empty files, which come along as `SCM_RIGHTS` in this order, opened for
+    /// writing. A running machine stands still meanwhile. The files are not synced. Answers [`MachineReply::Snapshot`].
+    Snapshot {
+        /// From now on track what the guest writes, so that the next snapshot can be of the changes alone. Costs the guest an exit
+        /// for each page that it writes first.
+        #[serde(default)]
+        track: bool,
+        /// The memory file is a copy of the one of the machine's snapshot before (or of the one that it was restored from), and only
+        /// what changed since is written over it. Refused unless that was tracked. A file of another time makes a useless snapshot.
+        #[serde(default)]
+        changes: bool,
+    },
+    /// Asks the guest to give up so much memory (0 for none). It goes there in its own time: see [`MachineCall::BalloonStatus`].
+    Balloon {
+        /// What the balloon is to hold.
+        target: MiB,
+    },
+    /// Answers [`MachineReply::Balloon`].
+    BalloonStatus,
+    /// Tells the guest that a disk's raw file has grown.
+    ResizeDisk {
+        /// Which disk.
+        key: String,
+    },
+}
+
+/// An answer on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum MachineReply {
+    /// Done (or, for `PowerButton` and unplugging, passed on to the guest).
+    Done,
+    /// The machine as it is.
+    Status(MachineStatus),
+    /// A snapshot was taken.
+    Snapshot(SnapshotTaken),
+    /// The balloon as it is.
+    Balloon(BalloonStatus),
+    /// Not done, and why.
+    Refused(Refused),
+}
