@@ -20,7 +20,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Start one guest with its serial console on the terminal (Ctrl-A x ends it).
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Be one machine of hostd: everything comes as descriptors.
     Serve {
         /// Descriptor to read the JSON configuration from.

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use wire::host::{DiskSpec, NicSpec};
 use wire::machine::{
     BlockSize, CpuModel, DiskConfig, EndReason, Identity, JailConfig, Limits, MachineCall, MachineConfig,
-    MachineEnd, MachineReply, MachineState, MachineStatus, NicConfig, NicLimits,
+    MachineEnd, MachineReply, MachineState, MachineStatus, MemoryBacking, NicConfig, NicLimits,
 };
 use wire::{Refused, RefusedKind};
 
@@ -151,6 +151,7 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
         cpu_model: CpuModel::default(),
         topology: None,
         memory: plan.spec.memory,
+        memory_backing: MemoryBacking::default(),
         kvm_fd: kvm.as_raw_fd(),
         control_fd: control.as_raw_fd(),
         console_fds: consoles.iter().map(AsRawFd::as_raw_fd).collect(),

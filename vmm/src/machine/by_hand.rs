@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::driver::{Driver, Typed};
+use super::memory::Ram;
 use super::slots::Role;
 use super::{BuildError, Origin, Setup, build, devices};
 use crate::jail::{self, JailError, ThreadKind};
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
-use wire::machine::{CpuModel, EndReason, Identity, NicLimits, Topology};
+use wire::machine::{CpuModel, EndReason, Identity, MemoryBacking, NicLimits, Pages, Topology};
 
 /// MTU of a tap that is used by hand.
 const MTU: u16 = 1500;
@@ -38,6 +39,15 @@ pub struct RunArgs {
     /// Guest memory in MiB
     #[arg(long, default_value_t = 128, conflicts_with = "restore")]
     pub mem: u64,
+    /// Pages of guest memory: host, transparent (huge where possible), or huge ones that the host has set aside: 2M, 1G
+    #[arg(long, default_value_t)]
+    pub pages: Pages,
+    /// Guest memory that other processes can map
+    #[arg(long)]
+    pub shared: bool,
+    /// Take all guest memory from the host before the start
+    #[arg(long)]
+    pub prefault: bool,
     /// Virtual CPUs
     #[arg(long, default_value_t = 1, conflicts_with = "restore")]
     pub cpus: u32,
@@ -132,12 +142,13 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
         Origin::Boot { .. } => None,
         Origin::Snapshot { state, .. } => Some(state.slots.clone()),
     };
+    let backing = MemoryBacking { shared: args.shared, pages: args.pages, prefault: args.prefault };
     let setup = Setup {
         kvm,
         vcpus,
         cpu_model: args.cpu,
         topology: args.topology,
-        memory,
+        memory: Ram::new(memory, backing),
         origin,
         console: Box::new(std::io::stdout().as_fd().try_clone_to_owned().map(Terminal::new)?),
         id: ServerId::new(),

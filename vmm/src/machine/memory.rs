@@ -1,11 +1,15 @@
 //! Guest RAM.
 
+pub mod backing;
+
 use super::layout::{ABOVE_4G, PCI_WINDOW};
 use crate::virtio::Memory;
+use backing::HostPages;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use wire::MiB;
+use wire::machine::MemoryBacking;
 
 /// Least memory that a machine may have: below it no kernel that we load fits.
 pub const LEAST: MiB = MiB(32);
@@ -19,8 +23,42 @@ pub enum MemoryError {
     #[error("{size} MiB of memory asked for: a machine has {least} to {most} MiB", size = .0.0, least = LEAST.0, most = MOST.0)]
     Size(MiB),
     /// The host has no address space for it.
-    #[error("cannot reserve {size} MiB of address space for the guest's memory: {1}; give the guest less memory or raise the limit (ulimit -v)", size = .0.0)]
-    Map(MiB, vm_memory::mmap::FromRangesError),
+    #[error(
+        "cannot reserve {0} MiB of address space for the guest's memory: {1}; give the guest less memory or raise the limit (ulimit -v)"
+    )]
+    Map(u64, std::io::Error),
+    /// A size that the pages do not go into.
+    #[error("{size} MiB of memory do not consist of pages of {page} MiB; give the guest a multiple of that")]
+    Uneven {
+        /// Asked for, in MiB.
+        size: u64,
+        /// The pages, in MiB.
+        page: u64,
+    },
+    /// No transparent huge pages.
+    #[error("the guest's memory cannot have transparent huge pages: {0}")]
+    Transparent(String),
+    /// No huge pages.
+    #[error("the guest's memory cannot have huge pages ({source}): {text}")]
+    Huge {
+        /// What the host has, and what to do.
+        text: String,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// Not enough memory.
+    #[error(
+        "cannot take {0} MiB of memory from the host before the start: {1}; give the guest less memory, or let it take memory when it needs it (no prefault)"
+    )]
+    Prefault(usize, std::io::Error),
+    /// The host refused something else.
+    #[error("cannot {what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// KVM refused it.
     #[error("KVM refused the guest's memory: {0}")]
     Kvm(kvm_ioctls::Error),
@@ -43,12 +81,49 @@ pub fn ranges(size: MiB) -> Result<Vec<(GuestAddress, usize)>, MemoryError> {
     Ok(ranges)
 }
 
-/// Reserves RAM. Pages are taken from the host when they are touched.
+/// The RAM that a machine is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ram {
+    /// How much.
+    pub size: MiB,
+    /// How it is had from the host.
+    pub backing: MemoryBacking,
+    /// What the host has for that.
+    pub host: HostPages,
+}
+
+impl Ram {
+    /// So much memory, had in this way. Looks at what the host has of it, which a jailed process cannot any more.
+    #[must_use]
+    pub fn new(size: MiB, backing: MemoryBacking) -> Self {
+        Self { size, backing, host: HostPages::look(&backing) }
+    }
+
+    /// Whether nothing in particular was asked for.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.backing == MemoryBacking::default()
+    }
+
+    /// Has it from the host.
+    ///
+    /// # Errors
+    /// A size out of range, and what the host has not.
+    pub fn reserve(&self) -> Result<Memory, MemoryError> {
+        let memory = backing::map(&ranges(self.size)?, &self.backing, &self.host)?;
+        if self.backing.prefault {
+            backing::prefault(&memory)?;
+        }
+        Ok(memory)
+    }
+}
+
+/// Reserves RAM of no particular kind. Pages are taken from the host when they are touched.
 ///
 /// # Errors
 /// A size out of range or an address space that is too small.
 pub fn reserve(size: MiB) -> Result<Memory, MemoryError> {
-    Memory::from_ranges(&ranges(size)?).map_err(|error| MemoryError::Map(size, error))
+    Ram::new(size, MemoryBacking::default()).reserve()
 }
 
 /// Gives the RAM to KVM, a slot for each range. This comes before the irqchip: the other order costs milliseconds of waiting.

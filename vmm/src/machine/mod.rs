@@ -39,6 +39,7 @@ use cpuid::Layout;
 use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use layout::{IOAPIC_PINS, MAX_VCPUS, TSS};
+use memory::Ram;
 use signals::Signals;
 use slots::Slots;
 use std::fs::File;
@@ -60,7 +61,7 @@ pub struct Setup {
     /// How the vCPUs are arranged; likewise.
     pub topology: Option<Topology>,
     /// RAM.
-    pub memory: MiB,
+    pub memory: Ram,
     /// How it begins.
     pub origin: Origin,
     /// Where the serial port's output goes.
@@ -195,10 +196,17 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
         return Err(BuildError::NoKvm(version));
     }
     let memory = Arc::new(match &setup.origin {
-        Origin::Boot { .. } => memory::reserve(setup.memory)?,
+        Origin::Boot { .. } => setup.memory.reserve()?,
         Origin::Snapshot { state, memory, track: _ } => {
             check_fits(&setup, state)?;
-            snapshot::memory::map(memory, &memory::ranges(setup.memory)?)?
+            if setup.memory.is_plain() {
+                snapshot::memory::map(memory, &memory::ranges(setup.memory.size)?)?
+            } else {
+                // Private pages of a file are none of the kinds that can be asked for.
+                let own = setup.memory.reserve()?;
+                snapshot::memory::read(memory, &own)?;
+                own
+            }
         }
     });
     let vm = Arc::new(setup.kvm.create_vm().map_err(kvm("create a virtual machine"))?);
@@ -265,7 +273,7 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
         system: setup.kvm,
         vm: vm.clone(),
         memory: memory.clone(),
-        size: setup.memory,
+        size: setup.memory.size,
         cpuid,
         topology,
         log,
@@ -283,10 +291,11 @@ fn new_vcpu(vm: &VmFd, cpuid: &CpuId, layout: Layout, index: u32) -> Result<Vcpu
 /// A snapshot's machine has the size that it had.
 fn check_fits(setup: &Setup, state: &MachineState) -> Result<(), SnapshotError> {
     let vcpus = u32::try_from(state.cpus.vcpus.len()).unwrap_or(u32::MAX);
-    if (vcpus, state.memory) != (setup.vcpus, setup.memory) {
+    let size = setup.memory.size;
+    if (vcpus, state.memory) != (setup.vcpus, size) {
         return Err(SnapshotError::Other(format!(
             "it is of a machine with {vcpus} vCPUs and {} MiB of memory, not {} and {}",
-            state.memory.0, setup.vcpus, setup.memory.0
+            state.memory.0, setup.vcpus, size.0
         )));
     }
     Ok(())

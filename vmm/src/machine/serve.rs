@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::driver::{Driver, check_balloon, check_disk, check_nic};
+use super::memory::Ram;
 use super::{BuildError, Origin, Setup, build, devices};
 use crate::console::{ConsoleError, ConsoleLog};
 use crate::control::Server;
@@ -104,6 +105,8 @@ fn serve(
     jailed: bool,
 ) -> Result<Served, ServeError> {
     check(config)?;
+    // Before the jail: afterwards nothing can be looked at.
+    let ram = Ram::new(config.memory, config.memory_backing);
     if jailed {
         let to_be = config.jail.as_ref().ok_or(JailError::Missing)?;
         jail::leave_namespaces()?;
@@ -132,7 +135,7 @@ fn serve(
         vcpus: config.vcpus,
         cpu_model: config.cpu_model,
         topology: config.topology,
-        memory: config.memory,
+        memory: ram,
         origin,
         console: Box::new(console),
         id: config.id,

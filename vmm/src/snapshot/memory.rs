@@ -6,9 +6,11 @@ use super::SnapshotError;
 use super::dirty::{DirtyMap, Log};
 use crate::virtio::Memory;
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -33,14 +35,35 @@ pub fn write(memory: &Memory, to: &File) -> Result<u64, SnapshotError> {
     let (mut offset, mut written) = (0, 0);
     for region in memory.iter() {
         let bytes = bytes(memory, region)?;
-        for run in runs(bytes) {
-            let part = bytes.get(run.clone()).unwrap_or_default();
-            to.write_all_at(part, offset + run.start as u64).map_err(io("write the guest's memory"))?;
-            written += part.len() as u64;
+        for present in present(region)? {
+            let start = present.start;
+            for run in runs(bytes.get(present).unwrap_or_default()) {
+                let part = bytes.get(start + run.start..start + run.end).unwrap_or_default();
+                to.write_all_at(part, offset + (start + run.start) as u64)
+                    .map_err(io("write the guest's memory"))?;
+                written += part.len() as u64;
+            }
         }
         offset += region.len();
     }
     Ok(written)
+}
+
+/// Where a region may have something else than zeros: looking at a page of a file takes that page from the host, even if it is a hole.
+fn present(region: &GuestRegionMmap<DirtyMap>) -> Result<Vec<std::ops::Range<usize>>, SnapshotError> {
+    let length = region.len();
+    let Some(of) = region.file_offset().filter(|_| region.flags() & libc::MAP_SHARED != 0) else {
+        return Ok(std::iter::once(0..region.size()).collect());
+    };
+    let (file, start) = (of.file(), of.start());
+    let mut found = Vec::new();
+    let mut at = start;
+    while let Some(data) = data(file, at, start + length)? {
+        at = data.end;
+        let within = |at: u64| usize::try_from(at - start).unwrap_or(region.size());
+        found.push(within(data.start)..within(data.end));
+    }
+    Ok(found)
 }
 
 /// Writes what a log has over a file that holds the guest's RAM as it was when the log was empty. Answers how many bytes were written.
@@ -99,14 +122,7 @@ fn runs(bytes: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> {
 /// When the file is too short, or the host has no address space for it.
 pub fn map(from: &File, ranges: &[(GuestAddress, usize)]) -> Result<Memory, SnapshotError> {
     let total: u64 = ranges.iter().map(|(_, length)| *length as u64).sum();
-    let facts = from.metadata().map_err(io("look at the snapshot's memory file"))?;
-    // A shorter file would end the machine at its first touch of what is missing.
-    if facts.len() < total || !facts.is_file() {
-        return Err(SnapshotError::Other(format!(
-            "its memory file has {} bytes and the machine {total}; give the file that was written with the state",
-            facts.len()
-        )));
-    }
+    check_length(from, total)?;
     let mut offset = 0;
     let mut regions = Vec::with_capacity(ranges.len());
     for (start, length) in ranges {
@@ -127,11 +143,67 @@ pub fn map(from: &File, ranges: &[(GuestAddress, usize)]) -> Result<Memory, Snap
         .map_err(|error| io("map the snapshot's memory file")(std::io::Error::other(error)))
 }
 
+/// Reads a memory file into the guest's RAM, which is all zero; holes of the file are not read.
+///
+/// # Errors
+/// When the file is too short or cannot be read.
+pub fn read(from: &File, into: &Memory) -> Result<(), SnapshotError> {
+    let total: u64 = into.iter().map(GuestMemoryRegion::len).sum();
+    check_length(from, total)?;
+    let mut file = from.try_clone().map_err(io("use the snapshot's memory file"))?;
+    let mut offset = 0;
+    for region in into.iter() {
+        let mut at = offset;
+        while let Some(data) = data(from, at, offset + region.len())? {
+            file.seek(SeekFrom::Start(data.start)).map_err(io("read the snapshot's memory file"))?;
+            let to = region.start_addr().unchecked_add(data.start - offset);
+            let count = usize::try_from(data.end - data.start).unwrap_or(usize::MAX);
+            into.read_exact_volatile_from(to, &mut file, count)
+                .map_err(|error| io("read the snapshot's memory file")(std::io::Error::other(error)))?;
+            at = data.end;
+        }
+        offset += region.len();
+    }
+    Ok(())
+}
+
+/// The next bytes of a file, from one place to another, that are no hole.
+fn data(file: &File, from: u64, to: u64) -> Result<Option<std::ops::Range<u64>>, SnapshotError> {
+    let seek = |at: u64, whence| {
+        let at = libc::off_t::try_from(at).unwrap_or(libc::off_t::MAX);
+        // SAFETY: moves the file's position, nothing else.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), at, whence) };
+        u64::try_from(found).map_err(|_| std::io::Error::last_os_error())
+    };
+    let start = match seek(from, libc::SEEK_DATA) {
+        Ok(start) => start,
+        // Nothing but a hole up to the end.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        Err(error) => return Err(io("look for holes in guest memory's file")(error)),
+    };
+    if start >= to {
+        return Ok(None);
+    }
+    let end = seek(start, libc::SEEK_HOLE).map_err(io("look for holes in guest memory's file"))?;
+    Ok(Some(start..end.min(to)))
+}
+
+/// A shorter file would end the machine at its first touch of what is missing.
+fn check_length(from: &File, total: u64) -> Result<(), SnapshotError> {
+    let facts = from.metadata().map_err(io("look at the snapshot's memory file"))?;
+    if facts.len() < total || !facts.is_file() {
+        return Err(SnapshotError::Other(format!(
+            "its memory file has {} bytes and the machine {total}; give the file that was written with the state",
+            facts.len()
+        )));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use vm_memory::Bytes;
 
     #[test]
     fn memory_comes_back_and_stays_private() {

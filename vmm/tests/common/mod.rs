@@ -18,8 +18,8 @@ use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
     BalloonConfig, BlockSize, ConsoleConfig, CpuModel, DiskConfig, Identity, JailConfig, Limits, MachineCall,
-    MachineConfig, MachineEnd, MachineReply, MachineStatus, NicConfig, NicLimits, RestoreConfig,
-    SnapshotTaken, Topology, VsockConfig,
+    MachineConfig, MachineEnd, MachineReply, MachineStatus, MemoryBacking, NicConfig, NicLimits,
+    RestoreConfig, SnapshotTaken, Topology, VsockConfig,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -43,6 +43,7 @@ pub struct Plan {
     pub initrd: Option<Vec<u8>>,
     pub command_line: String,
     pub memory: MiB,
+    pub memory_backing: MemoryBacking,
     pub vcpus: u32,
     pub cpu_model: CpuModel,
     pub topology: Option<Topology>,
@@ -71,6 +72,7 @@ impl Plan {
             initrd: None,
             command_line: "console=ttyS0".into(),
             memory: MiB(64),
+            memory_backing: MemoryBacking::default(),
             vcpus: 1,
             cpu_model: CpuModel::Host,
             topology: None,
@@ -181,6 +183,7 @@ impl Guest {
             cpu_model: plan.cpu_model,
             topology: plan.topology,
             memory: plan.memory,
+            memory_backing: plan.memory_backing,
             kvm_fd: give(kvm.into()),
             control_fd: give(listener),
             console_fds: console.iter().map(|file| give(file.try_clone().unwrap().into())).collect(),

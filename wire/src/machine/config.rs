@@ -1,6 +1,6 @@
 //! A machine as it is asked for.
 
-use super::{CpuModel, Fd, Limits, NicLimits, RestoreConfig, Topology};
+use super::{CpuModel, Fd, Limits, MemoryBacking, NicLimits, RestoreConfig, Topology};
 use crate::MiB;
 use crate::ids::{Mac, PortId, ServerId};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ pub struct MachineConfig {
     pub topology: Option<Topology>,
     /// Guest memory.
     pub memory: MiB,
+    /// How it is had from the host.
+    #[serde(default)]
+    pub memory_backing: MemoryBacking,
     /// `/dev/kvm`, opened read-write.
     pub kvm_fd: Fd,
     /// The listening control socket.

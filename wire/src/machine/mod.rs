@@ -20,6 +20,7 @@ mod config;
 mod cpu;
 mod end;
 mod limits;
+mod memory;
 mod snapshot;
 mod status;
 
@@ -31,6 +32,7 @@ pub use config::{
 pub use cpu::{CpuModel, Topology};
 pub use end::{EndReason, MachineEnd};
 pub use limits::{Limit, Limits, NicLimits};
+pub use memory::{MemoryBacking, Pages};
 pub use snapshot::{RestoreConfig, SnapshotTaken};
 pub use status::{BalloonStatistics, BalloonStatus, DiskStatus, MachineState, MachineStatus, NicStatus};
 

@@ -10,6 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 use wire::machine::BalloonStatistics;
 
 use super::{PAGE, REPORTING, STATISTICS, Shared};
+use crate::machine::memory::backing::Return;
 use crate::virtio::chain::{Segments, collect};
 use crate::virtio::vring::Vring;
 use crate::virtio::worker::{Engine, Ready, Turn, borrow};
@@ -52,18 +53,11 @@ impl BalloonEngine {
     }
 }
 
-/// Gives a range of host memory back, its whole pages of 4 KiB; answers how many bytes.
-fn give_up(address: usize, len: usize) -> u64 {
-    let page = usize::try_from(PAGE).unwrap_or(4096);
-    let Some(start) = address.checked_next_multiple_of(page) else { return 0 };
-    let end = address.saturating_add(len) & !(page - 1);
-    let Some(len) = end.checked_sub(start).filter(|len| *len > 0) else { return 0 };
-    let start = std::ptr::with_exposed_provenance_mut::<libc::c_void>(start);
+/// Gives a range of host memory back, its whole pages; answers how many bytes.
+fn give_up(how: Return, address: usize, len: usize) -> u64 {
     // SAFETY: the callers give ranges of guest memory, which stays mapped; all accesses to it take any content, and the guest said that
     // it does not need this one.
-    let given = unsafe { libc::madvise(start, len, libc::MADV_DONTNEED) };
-    // A host with larger pages refuses pieces of them: then the memory just stays.
-    if given == 0 { len as u64 } else { 0 }
+    unsafe { how.give(address, len) }
 }
 
 /// Gives a run of guest pages back; what is not in guest memory is left alone.
@@ -72,10 +66,11 @@ fn give_up_run(memory: &Memory, first: u64, count: u64) -> u64 {
     else {
         return 0;
     };
+    let how = Return::of(memory);
     let slices = GuestMemoryBackend::get_slices(memory, GuestAddress(start), len);
     slices
         .map_while(Result::ok)
-        .map(|slice| give_up(slice.ptr_guard_mut().as_ptr().expose_provenance(), slice.len()))
+        .map(|slice| give_up(how, slice.ptr_guard_mut().as_ptr().expose_provenance(), slice.len()))
         .sum()
 }
 
@@ -171,9 +166,10 @@ impl Active {
         // What comes back needs nothing: a page is there again when it is touched.
         more |= serve(&mut self.deflate, readable, writable, |_, _, _| 0);
         if let Some(ring) = &mut self.reporting {
-            more |= serve(ring, readable, writable, |_, _, pages| {
+            more |= serve(ring, readable, writable, |memory, _, pages| {
+                let how = Return::of(memory);
                 for piece in pages.as_iovecs() {
-                    given(give_up(piece.iov_base.expose_provenance(), piece.iov_len));
+                    given(give_up(how, piece.iov_base.expose_provenance(), piece.iov_len));
                 }
                 // Nothing that the driver may rely on was written.
                 0
