@@ -10,6 +10,7 @@ use base::store::{Migration, Store, StoreError};
 use base::task::{Tasks, Workers};
 use std::sync::Arc;
 use std::time::Duration;
+use wire::net::NetworkState;
 
 /// The application, shared by all requests and tasks.
 pub type Shared = Arc<App>;
@@ -32,6 +33,8 @@ pub struct App {
     pub cloud: cloud::Identity,
     /// Token keys and the cache of revocations.
     pub identity: identity::State,
+    /// Who is waiting for which network to be made.
+    pub network_turns: network::turns::Turns<Option<NetworkState>>,
     /// Wakes reconcilers.
     pub wake: Wake,
     /// Counters of this process.
@@ -103,6 +106,7 @@ impl App {
             tasks,
             cloud,
             identity,
+            network_turns: network::turns::Turns::default(),
             wake: Wake::default(),
             metrics: Metrics::default(),
         }))

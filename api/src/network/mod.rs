@@ -19,6 +19,7 @@ pub mod schema;
 pub mod tables;
 #[cfg(test)]
 mod tests;
+pub mod turns;
 
 pub use tables::MIGRATIONS;
 

@@ -215,11 +215,15 @@ async fn router_spec(tx: &Tx, router_id: &str) -> Result<Option<EnsureRouter>, F
     Ok(Some(EnsureRouter { id: id(router_id)?, generation, spec }))
 }
 
-/// Makes one network so, and waits until the kernel has it. `None` when the network is gone.
+/// Makes one network so, and waits until the kernel has it. `None` when the network is gone. What was committed before the call is in.
 ///
 /// # Errors
 /// What `netd` refused.
 pub async fn network(app: &App, network_id: &str) -> Result<Option<NetworkState>, Fault> {
+    app.network_turns.take(network_id, || push_network(app, network_id)).await
+}
+
+async fn push_network(app: &App, network_id: &str) -> Result<Option<NetworkState>, Fault> {
     // Somebody else may push a newer state in between: then that one is asked for.
     for _ in 0..5 {
         let call = app.store.tx(|tx| async move { network_spec(&tx, network_id).await }).await?;

@@ -7,11 +7,11 @@ pub mod network;
 pub mod router;
 
 use crate::fault::{Fault, Steps};
-use crate::link::Place;
+use crate::link::{Place, namespace};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// A table as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,15 +84,10 @@ pub fn remove(place: &Place, steps: &Steps, unwanted: impl Fn(&str) -> bool) -> 
     run(place, &text, steps)
 }
 
-fn nft(place: &Place) -> Command {
-    match place {
-        Place::Root => Command::new("nft"),
-        Place::Namespace(name) => {
-            let mut command = Command::new("ip");
-            command.args(["netns", "exec", name, "nft"]);
-            command
-        }
-    }
+/// Starts `nft` in a place. A process begins in the namespace of the thread that starts it, which spares `ip netns exec` with its
+/// mounts.
+fn nft(place: &Place, command: &mut Command) -> Result<Child, Fault> {
+    namespace::within(place, || command.stderr(Stdio::piped()).spawn()).map_err(Fault::io("run nft"))
 }
 
 /// A chain that the kernel has.
@@ -104,7 +99,12 @@ struct Present {
 
 fn list(place: &Place) -> Result<Vec<Present>, Fault> {
     let fault = |message: String| Fault::Command { command: "nft -j list chains".into(), message };
-    let output = nft(place).args(["-j", "list", "chains"]).output().map_err(Fault::io("run nft"))?;
+    let output = nft(
+        place,
+        Command::new("nft").args(["-j", "list", "chains"]).stdin(Stdio::null()).stdout(Stdio::piped()),
+    )?
+    .wait_with_output()
+    .map_err(Fault::io("run nft"))?;
     if !output.status.success() {
         return Err(fault(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
@@ -129,13 +129,8 @@ fn run(place: &Place, text: &str, steps: &Steps) -> Result<(), Fault> {
         return Ok(());
     }
     steps.step()?;
-    let mut child = nft(place)
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(Fault::io("run nft"))?;
+    let mut child =
+        nft(place, Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()))?;
     if let Some(mut input) = child.stdin.take() {
         // When it ends early, its own words on standard error are the better report.
         let _ = input.write_all(text.as_bytes());
