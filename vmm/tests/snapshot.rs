@@ -9,11 +9,12 @@ use common::driver::{BAR, descriptor, start_disk};
 use common::{Guest, Plan, file, kvm};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 use wire::MiB;
-use wire::machine::{EndReason, MachineCall, MachineReply, MachineState};
+use wire::machine::{EndReason, MachineCall, MachineReply, MachineState, TransferKind, TransferPhase};
 
 /// Where the generation id is.
 const GENERATION: u32 = 0xf_e000;
@@ -368,4 +369,84 @@ fn later_snapshots_hold_only_what_changed() {
         "{refused:?}"
     );
     press(&mut first, &counted(3));
+}
+
+/// Writes a word of each page of so many MiB from 32 MiB on, round after round, and prints a dot after each; a press of the power
+/// button makes it print `end`.
+fn writer(mebibytes: u32) -> Asm {
+    let (start, end) = (32 << 20, (32 + mebibytes) << 20);
+    let asm = Asm::new().print("ready");
+    let again = asm.here();
+    // mov edi, start; lap: inc dword [edi]; add edi, 4096; cmp edi, end; jb lap
+    let asm = asm.raw(&[0xbf]).raw(&u32::to_le_bytes(start));
+    let asm = asm.raw(&[0xff, 0x07, 0x81, 0xc7]).raw(&4096u32.to_le_bytes());
+    let asm = asm.raw(&[0x81, 0xff]).raw(&u32::to_le_bytes(end)).raw(&[0x72, 0xf0]);
+    asm.print(".").jump(again)
+}
+
+#[test]
+fn others_are_answered_while_a_snapshot_is_taken() {
+    if !kvm() {
+        return;
+    }
+    // Big enough to take a while, and written without pause.
+    let plan = || Plan { memory: MiB(256), ..Plan::new(writer(160).elf()) };
+    let mut first = Guest::start(plan());
+    first.wait_console(".");
+    let files = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+    let other = first.connect();
+    let fds = [files[0].as_fd(), files[1].as_fd()];
+    let call = MachineCall::Snapshot { track: false, changes: false };
+    vmm::control::send_with(other.as_fd(), &serde_json::to_vec(&call).unwrap(), &fds).unwrap();
+    let now = |guest: &Guest| guest.status().transfer;
+    let copying = first.wait_status(|status| {
+        status
+            .transfer
+            .as_ref()
+            .is_some_and(|transfer| transfer.bytes > 0 || transfer.phase == TransferPhase::Done)
+    });
+    assert_ne!(now(&first).unwrap().phase, TransferPhase::Failed);
+    assert_eq!(copying.transfer.unwrap().kind, TransferKind::Snapshot);
+    let MachineReply::Snapshot(taken) = vmm::control::receive_reply(&other).unwrap() else {
+        panic!("no snapshot")
+    };
+    let transfer = now(&first).unwrap();
+    assert_eq!((transfer.phase, transfer.stood_us), (TransferPhase::Done, taken.stood_us));
+    println!("{taken:?} in {} rounds", transfer.rounds);
+    assert!(taken.memory_bytes >= 160 << 20 && taken.memory_bytes < 170 << 20, "{taken:?}");
+    // What it holds is one moment: counters fall once at most, from a lap to the one before.
+    let mut word = [0; 4];
+    let mut counters = Vec::new();
+    for page in 0..160 * 256u64 {
+        files[1].read_exact_at(&mut word, (32 << 20) + page * 4096).unwrap();
+        counters.push(u32::from_le_bytes(word));
+    }
+    let falls = counters.windows(2).filter(|pair| pair[0] != pair[1]).collect::<Vec<_>>();
+    assert!(falls.len() <= 1 && falls.iter().all(|pair| pair[0] == pair[1] + 1), "{falls:?}");
+    // Both go on.
+    let mut clone = restored(plan(), &files);
+    clone.wait_console("..");
+    let dots = first.console().len();
+    first.wait_console_times(".", dots);
+
+    // One that is cancelled leaves the machine as it was.
+    vmm::control::send_with(other.as_fd(), &serde_json::to_vec(&call).unwrap(), &fds).unwrap();
+    first.wait_status(|status| {
+        status.transfer.as_ref().is_some_and(|transfer| transfer.phase != TransferPhase::Done)
+    });
+    first.done(&MachineCall::CancelTransfer);
+    let reply = vmm::control::receive_reply(&other).unwrap();
+    let phase = now(&first).unwrap().phase;
+    match reply {
+        MachineReply::Refused(why) => {
+            assert!(
+                why.message.contains("cancelled") && phase == TransferPhase::Cancelled,
+                "{why} {phase:?}"
+            );
+        }
+        // It was quicker.
+        other => assert!(matches!(other, MachineReply::Snapshot(_)), "{other:?}"),
+    }
+    let dots = first.console().len();
+    first.wait_console_times(".", dots);
 }

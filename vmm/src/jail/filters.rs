@@ -36,14 +36,16 @@ const fn kvm_plain(number: u64) -> u64 {
     0xae00 | number
 }
 
-/// What taking a snapshot asks of KVM, in the order of their numbers.
+/// What logging the guest's writes asks of KVM: GET_DIRTY_LOG, SET_USER_MEMORY_REGION. Slots of this process's memory can only be given to
+/// its own guest.
+const LOG: &[u64] =
+    &[kvm_takes(0x42, size_of::<kvm_dirty_log>()), kvm_takes(0x46, size_of::<kvm_userspace_memory_region>())];
+
+/// What telling a machine's state asks of KVM, in the order of their numbers.
 const SNAPSHOT: &[u64] = &[
     // GET_MSR_INDEX_LIST, CHECK_EXTENSION
     kvm_exchanges(0x02, 4),
     kvm_plain(0x03),
-    // GET_DIRTY_LOG, SET_USER_MEMORY_REGION: slots of this process's memory can only be given to its own guest.
-    kvm_takes(0x42, size_of::<kvm_dirty_log>()),
-    kvm_takes(0x46, size_of::<kvm_userspace_memory_region>()),
     // GET_CLOCK, GET_REGS, GET_SREGS, GET_MSRS, GET_LAPIC
     kvm_reads(0x7c, size_of::<kvm_clock_data>()),
     kvm_reads(0x81, size_of::<kvm_regs>()),
@@ -232,6 +234,21 @@ const TALK: &[Allow] = &[Any(libc::SYS_accept4), Any(libc::SYS_sendto), Any(libc
 /// The worker of a device that talks to sockets.
 pub const SOCKETS: &[&[Allow]] = &[COMMON, DEVICES, TALK];
 
+/// The thread that copies memory for a snapshot or a migration: asks KVM what was written, and writes files.
+pub const MOVER: &[&[Allow]] = &[
+    COMMON,
+    &[
+        OneOf(libc::SYS_ioctl, 1, LOG),
+        Any(libc::SYS_pwrite64),
+        Any(libc::SYS_ftruncate),
+        Any(libc::SYS_statx),
+        // Looks for holes in shared memory.
+        Any(libc::SYS_lseek),
+        // Debug builds look at a descriptor before they close it.
+        OneOf(libc::SYS_fcntl, 1, &[libc::F_GETFD as u64]),
+    ],
+];
+
 /// The driver: what workers need, the control socket, and starting threads.
 pub const DRIVER: &[&[Allow]] = &[
     COMMON,
@@ -239,6 +256,7 @@ pub const DRIVER: &[&[Allow]] = &[
     TALK,
     &[
         OneOf(libc::SYS_ioctl, 1, SNAPSHOT),
+        OneOf(libc::SYS_ioctl, 1, LOG),
         // For a disk that is plugged in; its worker then gives it up. Opening by a ring ends at Landlock.
         Any(libc::SYS_io_uring_setup),
         Any(libc::SYS_recvmsg),

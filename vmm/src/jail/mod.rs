@@ -40,6 +40,8 @@ pub enum ThreadKind {
     Worker,
     /// The worker of a device that talks to sockets.
     Sockets,
+    /// The thread that copies memory for a snapshot or a migration.
+    Mover,
 }
 
 /// Why the jail could not be entered.
@@ -152,6 +154,7 @@ struct Programs {
     vcpu: BpfProgram,
     worker: BpfProgram,
     sockets: BpfProgram,
+    mover: BpfProgram,
 }
 
 static PROGRAMS: OnceLock<Programs> = OnceLock::new();
@@ -168,6 +171,7 @@ pub fn arm() -> Result<(), JailError> {
         vcpu: compile(filters::VCPU).map_err(bad)?,
         worker: compile(filters::WORKER).map_err(bad)?,
         sockets: compile(filters::SOCKETS).map_err(bad)?,
+        mover: compile(filters::MOVER).map_err(bad)?,
     };
     let _ = PROGRAMS.set(programs);
     Ok(())
@@ -188,6 +192,7 @@ pub fn confine(kind: ThreadKind) -> std::io::Result<()> {
         ThreadKind::Vcpu => apply(&programs.vcpu),
         ThreadKind::Worker => apply(&programs.worker),
         ThreadKind::Sockets => apply(&programs.sockets),
+        ThreadKind::Mover => apply(&programs.mover),
     }
 }
 

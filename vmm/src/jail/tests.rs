@@ -22,8 +22,8 @@ fn under(kind: ThreadKind, act: fn()) -> WaitStatus {
     }
 }
 
-const KINDS: [ThreadKind; 4] =
-    [ThreadKind::Driver, ThreadKind::Vcpu, ThreadKind::Worker, ThreadKind::Sockets];
+const KINDS: [ThreadKind; 5] =
+    [ThreadKind::Driver, ThreadKind::Vcpu, ThreadKind::Worker, ThreadKind::Sockets, ThreadKind::Mover];
 
 #[test]
 fn forbidden_calls_kill() {
@@ -201,7 +201,8 @@ fn a_worker_needs_nothing_that_the_driver_may_not() {
     };
     assert!(calls(filters::WORKER).is_subset(&calls(filters::DRIVER)));
     assert!(calls(filters::SOCKETS).is_subset(&calls(filters::DRIVER)));
-    for list in [filters::DRIVER, filters::VCPU, filters::WORKER, filters::SOCKETS] {
+    assert!(calls(filters::MOVER).is_subset(&calls(filters::DRIVER)));
+    for list in [filters::DRIVER, filters::VCPU, filters::WORKER, filters::SOCKETS, filters::MOVER] {
         // Lists of values for one argument add up.
         let plain = |allow: &&Allow| !matches!(allow, Allow::OneOf(libc::SYS_ioctl, ..));
         let all: usize = list.iter().map(|part| part.iter().filter(plain).count()).sum();

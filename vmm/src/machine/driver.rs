@@ -6,8 +6,8 @@
 use super::Machine;
 use super::devices;
 use super::slots::PlugError;
+use super::transfer::Transfer;
 use crate::control::{ClientId, Incoming, Server};
-use crate::snapshot::SnapshotError;
 use crate::virtio::blk::BlkConfig;
 use crate::virtio::limit;
 use nix::errno::Errno;
@@ -99,6 +99,7 @@ pub struct Driver {
     typed: Option<Typed>,
     waiters: Vec<Waiter>,
     status: MachineStatus,
+    transfer: Option<Transfer>,
     logged: u32,
 }
 
@@ -114,8 +115,9 @@ impl Driver {
             nics: machine.slots.nics(),
             power_button_presses: 0,
             panicked: false,
+            transfer: None,
         };
-        Self { machine, server, typed, waiters: Vec::new(), status, logged: 0 }
+        Self { machine, server, typed, waiters: Vec::new(), status, transfer: None, logged: 0 }
     }
 
     /// Runs the machine until it ends, and returns how.
@@ -142,6 +144,7 @@ impl Driver {
                 self.log(&trouble);
             }
             self.machine.slots.eject(ejected);
+            self.tend_transfer();
             self.type_input();
             self.snapshot_by_hand();
             for incoming in self.server.as_mut().map(Server::take).unwrap_or_default() {
@@ -229,12 +232,49 @@ impl Driver {
             );
             return;
         };
-        match self.machine.snapshot(&state, &memory, false, false) {
-            Ok(SnapshotTaken { memory_bytes, stood_us }) => {
+        if let Err(refused) = self.start_snapshot([state, memory], false, false, None) {
+            eprintln!("vmm: no snapshot: {refused}");
+        }
+    }
+
+    /// Does what a transfer asks for, and answers for it at its end.
+    fn tend_transfer(&mut self) {
+        let Some(ended) = self.transfer.as_mut().and_then(|transfer| transfer.tend(&mut self.machine)) else {
+            return;
+        };
+        self.transfer = None;
+        self.status.transfer = Some(ended.status);
+        match (ended.client, &ended.reply) {
+            (Some(client), reply) => self.reply(client, reply),
+            (None, MachineReply::Snapshot(SnapshotTaken { memory_bytes, stood_us })) => {
                 let (mib, millis) = (memory_bytes >> 20, stood_us / 1000);
                 eprintln!("vmm: snapshot taken: {mib} MiB of memory, the guest stood still for {millis} ms");
             }
-            Err(error) => eprintln!("vmm: no snapshot: {error}"),
+            (None, MachineReply::Refused(refused)) => eprintln!("vmm: {refused}"),
+            (None, MachineReply::Done | MachineReply::Status(_) | MachineReply::Balloon(_)) => {}
+        }
+    }
+
+    fn start_snapshot(
+        &mut self,
+        files: [std::fs::File; 2],
+        track: bool,
+        changes: bool,
+        client: Option<ClientId>,
+    ) -> Result<(), Refused> {
+        self.no_transfer("take a snapshot")?;
+        self.transfer = Some(Transfer::snapshot(&mut self.machine, files, track, changes, client)?);
+        Ok(())
+    }
+
+    /// Refuses what cannot be done while the machine is on its way.
+    fn no_transfer(&self, what: &str) -> Result<(), Refused> {
+        match &self.transfer {
+            None => Ok(()),
+            Some(_) => {
+                let text = format!("cannot {what} while a snapshot or a migration is under way");
+                Err(Refused::conflict(text).remedy("wait until it is over, or cancel it"))
+            }
         }
     }
 
@@ -246,6 +286,10 @@ impl Driver {
             disks: self.machine.slots.disks(),
             nics: self.machine.slots.nics(),
             panicked: self.machine.signals().panicked(),
+            transfer: match &self.transfer {
+                Some(transfer) => Some(transfer.status()),
+                None => self.status.transfer.clone(),
+            },
             ..self.status.clone()
         };
         if now != self.status || now.sequence == 0 {
@@ -283,11 +327,15 @@ impl Driver {
                 return self.waiters.push(Waiter { client, after, until });
             }
             MachineCall::Pause => {
-                self.machine.pause();
+                if !self.transfer.as_mut().is_some_and(|transfer| transfer.wants(false)) {
+                    self.machine.pause();
+                }
                 Ok(())
             }
             MachineCall::Resume => {
-                self.machine.resume();
+                if !self.transfer.as_mut().is_some_and(|transfer| transfer.wants(true)) {
+                    self.machine.resume();
+                }
                 Ok(())
             }
             MachineCall::PowerButton => {
@@ -303,29 +351,41 @@ impl Driver {
             MachineCall::PlugDisk { key, read_only, serial, block_size, limits } => {
                 let queues = devices::disk_queues(self.machine.vcpus());
                 let of = BlkConfig { read_only, serial, queues, block_size, limits, ..BlkConfig::default() };
-                self.plug_disk(key, &of, fds.pop())
+                self.no_transfer("plug a disk in").and_then(|()| self.plug_disk(key, &of, fds.pop()))
             }
             MachineCall::LimitDisk { key, limits } => self.limit_disk(&key, limits),
             MachineCall::UnplugDisk { key } => {
-                self.unplug(self.machine.slots.disk(&key));
-                Ok(())
+                self.no_transfer("unplug a disk").map(|()| self.unplug(self.machine.slots.disk(&key)))
             }
             MachineCall::PlugNic { port, mac, mtu, limits } => match self.machine.slots.nic(port) {
                 Some(slot) => self.already(slot),
-                None => check_nic(&limits).and_then(|()| with_fd(fds.pop())).and_then(|fd| {
-                    let (role, device) = devices::nic(port, vec![fd], mac, mtu, &limits).map_err(refuse)?;
-                    self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
-                }),
+                None => self
+                    .no_transfer("plug a network interface in")
+                    .and_then(|()| check_nic(&limits))
+                    .and_then(|()| with_fd(fds.pop()))
+                    .and_then(|fd| {
+                        let (role, device) =
+                            devices::nic(port, vec![fd], mac, mtu, &limits).map_err(refuse)?;
+                        self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
+                    }),
             },
             MachineCall::LimitNic { port, limits } => self.limit_nic(port, &limits),
             MachineCall::UnplugNic { port } => {
-                self.unplug(self.machine.slots.nic(port));
-                Ok(())
+                let free = self.no_transfer("unplug a network interface");
+                free.map(|()| self.unplug(self.machine.slots.nic(port)))
             }
-            MachineCall::Snapshot { track, changes } => match self.snapshot(&mut fds, track, changes) {
-                Ok(taken) => return self.reply(client, &MachineReply::Snapshot(taken)),
+            MachineCall::Snapshot { track, changes } => match self.snapshot(client, &mut fds, track, changes)
+            {
+                // Answered when it is taken.
+                Ok(()) => return,
                 Err(refused) => Err(refused),
             },
+            MachineCall::CancelTransfer => {
+                if let Some(transfer) = &self.transfer {
+                    transfer.cancel();
+                }
+                Ok(())
+            }
             MachineCall::Balloon { target } => self.set_balloon(target),
             MachineCall::BalloonStatus => match self.machine.slots.balloon() {
                 Some(balloon) => return self.reply(client, &MachineReply::Balloon(balloon)),
@@ -351,22 +411,16 @@ impl Driver {
 
     fn snapshot(
         &mut self,
+        client: ClientId,
         fds: &mut Vec<OwnedFd>,
         track: bool,
         changes: bool,
-    ) -> Result<SnapshotTaken, Refused> {
+    ) -> Result<(), Refused> {
         let (Some(memory), Some(state), None) = (fds.pop(), fds.pop(), fds.pop()) else {
             return Err(Refused::invalid("a snapshot needs two descriptors")
                 .remedy("send the state file and the memory file as SCM_RIGHTS in the same packet"));
         };
-        let taken = self.machine.snapshot(&state.into(), &memory.into(), track, changes);
-        taken.map_err(|error| match error {
-            SnapshotError::Nested
-            | SnapshotError::LargeState(_)
-            | SnapshotError::NotTracked
-            | SnapshotError::Ended => Refused::conflict(error.to_string()),
-            other => Refused::unavailable(other.to_string()),
-        })
+        self.start_snapshot([state.into(), memory.into()], track, changes, Some(client))
     }
 
     /// The answer to plugging in what is there already.

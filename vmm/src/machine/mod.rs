@@ -15,6 +15,7 @@ pub mod cpuid;
 pub mod devices;
 pub mod driver;
 pub mod generation;
+pub mod job;
 pub mod layout;
 pub mod memory;
 pub mod probe;
@@ -22,6 +23,7 @@ pub mod serve;
 pub mod signals;
 pub mod slots;
 pub mod smbios;
+pub mod transfer;
 pub mod vcpu;
 
 use crate::bus::Bus;
@@ -48,7 +50,7 @@ use std::time::Instant;
 use vcpu::Vcpus;
 use wire::MiB;
 use wire::ids::ServerId;
-use wire::machine::{CpuModel, EndReason, Identity, MachineEnd, SnapshotTaken, Topology};
+use wire::machine::{CpuModel, EndReason, Identity, MachineEnd, Topology};
 
 /// What a machine is built from, apart from its devices.
 pub struct Setup {
@@ -400,39 +402,22 @@ impl Machine {
         }
     }
 
-    /// Writes the machine's state and memory into two files, and lets it go on if it ran. Answers what it cost. Neither file is
-    /// synced: that is for whoever keeps them, while the machine runs again. `track` and `changes` as [`wire::machine::MachineCall`]
-    /// says.
-    ///
-    /// # Errors
-    /// Why there is no snapshot; the files hold nothing useful then. The machine goes on all the same.
-    pub fn snapshot(
-        &mut self,
-        state: &File,
-        memory: &File,
-        track: bool,
-        changes: bool,
-    ) -> Result<SnapshotTaken, SnapshotError> {
-        let (ran, start) = (self.running, Instant::now());
-        self.pause();
-        let taken = self.save_paused(state, memory, track, changes);
-        if ran {
-            self.resume();
-        }
-        let stood = start.elapsed();
-        taken.map(|bytes| SnapshotTaken {
-            memory_bytes: bytes,
-            stood_us: u64::try_from(stood.as_micros()).unwrap_or(u64::MAX),
-        })
+    /// What a transfer's thread needs of the machine, the log included: [`Machine::keep_log`] brings it back.
+    pub fn lend(&mut self) -> (Arc<VmFd>, Arc<Memory>, Option<Log>) {
+        (self.kept.vm.clone(), self.kept.memory.clone(), self.kept.log.take())
     }
 
-    fn save_paused(
-        &mut self,
-        to: &File,
-        memory: &File,
-        track: bool,
-        changes: bool,
-    ) -> Result<u64, SnapshotError> {
+    /// Keeps the log of what the guest writes for the next snapshot.
+    pub fn keep_log(&mut self, log: Option<Log>) {
+        self.kept.log = log;
+    }
+
+    /// The state of the machine, which is paused by this and stays so.
+    ///
+    /// # Errors
+    /// Why it cannot be told.
+    pub fn save(&mut self) -> Result<MachineState, SnapshotError> {
+        self.pause();
         // What the guest asked for before it stopped: ejected devices are gone, others are started by the restored machine or ours.
         let (devices, ejected) = self.signals.take();
         // The driver still has to hear of an end that came with them.
@@ -442,7 +427,6 @@ impl Machine {
         if self.signals.ended() {
             return Err(SnapshotError::Ended);
         }
-        let bytes = self.write_memory(memory, changes)?;
         let saver = snapshot::vcpu::Saver::new(&self.kept.system)?;
         let mut tsc_khz = 0;
         let mut vcpus = Vec::new();
@@ -450,7 +434,7 @@ impl Machine {
             tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
             vcpus.push(saver.save(&vcpu)?);
         }
-        let state = MachineState {
+        Ok(MachineState {
             memory: self.kept.size,
             cpus: CpusState {
                 cpuid: self.kept.cpuid.as_slice().to_vec(),
@@ -468,30 +452,7 @@ impl Machine {
             },
             slots: self.slots.save(),
             panicked: self.signals.panicked(),
-        };
-        // Last: a state file that is whole goes with a memory file that is.
-        snapshot::file::write(to, &state)?;
-        // Only now: what a failed snapshot would have held is for the next one.
-        let Kept { vm, memory, log, .. } = &mut self.kept;
-        match (log.as_mut(), track) {
-            (Some(log), true) => log.clear(),
-            (None, true) => *log = Some(Log::start(vm, memory)?),
-            (Some(_), false) => log.take().map_or(Ok(()), |log| log.stop(vm, memory))?,
-            (None, false) => {}
-        }
-        Ok(bytes)
-    }
-
-    fn write_memory(&mut self, to: &File, changes: bool) -> Result<u64, SnapshotError> {
-        let Kept { vm, memory, log, .. } = &mut self.kept;
-        if let Some(log) = log {
-            log.collect(vm, memory)?;
-        }
-        match (log, changes) {
-            (Some(log), true) => snapshot::memory::write_changes(memory, log, to),
-            (None, true) => Err(SnapshotError::NotTracked),
-            (_, false) => snapshot::memory::write(memory, to),
-        }
+        })
     }
 
     /// When the watchdog bites, unless the guest calls before.

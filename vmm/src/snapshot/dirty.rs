@@ -1,23 +1,22 @@
 //! Which pages of guest memory were written.
 //!
 //! Two parties write: vCPUs, of which KVM keeps a log, and devices in this process, which mark a [`DirtyMap`] (guest memory's own
-//! operations do by themselves, and pieces handed to the kernel are marked as they are taken, see [`crate::virtio::chain`]). Both cost
-//! something, so neither is on until [`Log::start`]; until then a mark is one load.
+//! operations do by themselves after they have written, and pieces that the kernel writes are marked when they are given back, see
+//! [`crate::virtio::chain`]). Both cost something, so neither is on until [`Log::start`]; until then a mark is one load.
 
 #![allow(unsafe_code)]
 
 use super::SnapshotError;
 use super::memory::PAGE;
+use super::pages::{BITS, Pages};
 use crate::machine::memory;
 use crate::virtio::Memory;
 use kvm_ioctls::VmFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vm_memory::GuestMemoryBackend;
+use vm_memory::GuestMemoryRegion;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
-use vm_memory::{GuestMemoryRegion, GuestUsize};
-
-const BITS: usize = 64;
 
 /// Marks of one region of guest memory.
 #[derive(Debug, Default)]
@@ -100,24 +99,23 @@ impl Bitmap for DirtySlice<'_> {
     }
 }
 
-/// What was written since a point in time: a bit for each page of each region.
+/// What was written since a point in time.
 #[derive(Debug)]
 pub struct Log {
-    regions: Vec<Vec<u64>>,
+    pages: Pages,
 }
 
 impl Log {
-    /// Starts to log. Nothing may write to guest memory meanwhile.
+    /// Starts to log: whatever is written after this returns is in the log. The guest may run.
     ///
     /// # Errors
     /// What KVM says.
     pub fn start(vm: &VmFd, memory: &Memory) -> Result<Self, SnapshotError> {
-        memory::log_writes(vm, memory, true).map_err(kvm("log the guest's writes"))?;
         for region in memory.iter() {
             region.bitmap_map().start();
         }
-        let words = |bytes: GuestUsize| usize::try_from(bytes).unwrap_or(0).div_ceil(PAGE * BITS);
-        let mut log = Self { regions: memory.iter().map(|region| vec![0; words(region.len())]).collect() };
+        memory::log_writes(vm, memory, true).map_err(kvm("log the guest's writes"))?;
+        let mut log = Self { pages: Pages::none(memory) };
         // Marks from an earlier time.
         log.collect(vm, memory)?;
         log.clear();
@@ -132,47 +130,35 @@ impl Log {
         memory::log_writes(vm, memory, false).map_err(kvm("stop logging the guest's writes"))
     }
 
-    /// Adds what was written since the last time. Nothing may write to guest memory meanwhile.
+    /// Adds what was written since the last time, and answers what that was. The guest may run: what it writes meanwhile is in this
+    /// answer or the next.
     ///
     /// # Errors
     /// What KVM says.
-    pub fn collect(&mut self, vm: &VmFd, memory: &Memory) -> Result<(), SnapshotError> {
-        for ((slot, region), pages) in (0u32..).zip(memory.iter()).zip(&mut self.regions) {
+    pub fn collect(&mut self, vm: &VmFd, memory: &Memory) -> Result<Pages, SnapshotError> {
+        let mut fresh = Pages::none(memory);
+        for (index, (slot, region)) in (0u32..).zip(memory.iter()).enumerate() {
             let length = usize::try_from(region.len()).unwrap_or(0);
             let logged = vm.get_dirty_log(slot, length).map_err(kvm("tell what the guest wrote"))?;
-            for (to, from) in pages.iter_mut().zip(logged) {
+            let words = fresh.words(index);
+            for (to, from) in words.iter_mut().zip(logged) {
                 *to |= from;
             }
-            region.bitmap_map().take(pages);
+            region.bitmap_map().take(words);
         }
-        Ok(())
+        self.pages.add(&fresh);
+        Ok(fresh)
     }
 
     /// Forgets: what is logged has been saved.
     pub fn clear(&mut self) {
-        for region in &mut self.regions {
-            region.fill(0);
-        }
+        self.pages.clear();
     }
 
-    /// Runs of written pages of a region, as ranges of bytes that are none longer than `most`.
-    pub fn runs(&self, region: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
-        let words = self.regions.get(region).map(Vec::as_slice).unwrap_or_default();
-        let is = |page: usize| words.get(page / BITS).is_some_and(|word| word & (1 << (page % BITS)) != 0);
-        let pages = words.len() * BITS;
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            while at < pages && !is(at) {
-                // Whole words at once: most of memory is not written.
-                let skip = at.is_multiple_of(BITS) && words.get(at / BITS) == Some(&0);
-                at += if skip { BITS } else { 1 };
-            }
-            let start = at;
-            while at < pages && (at - start) * PAGE < most && is(at) {
-                at += 1;
-            }
-            (start < at).then(|| start * PAGE..at * PAGE)
-        })
+    /// What was written.
+    #[must_use]
+    pub fn pages(&self) -> &Pages {
+        &self.pages
     }
 }
 
@@ -208,10 +194,6 @@ mod tests {
         let mut pages = vec![0; 2];
         region.bitmap_map().take(&mut pages);
         assert_eq!(pages, [0b1100, 1 << 5]);
-        let log = Log { regions: vec![pages] };
-        assert_eq!(log.runs(0, 1 << 20).collect::<Vec<_>>(), [2 * PAGE..4 * PAGE, 69 * PAGE..70 * PAGE]);
-        assert_eq!(log.runs(0, PAGE).count(), 3);
-        assert_eq!(log.runs(1, PAGE).count(), 0);
         let mut again = vec![0; 2];
         region.bitmap_map().take(&mut again);
         assert_eq!(again, [0; 2]);
@@ -222,12 +204,28 @@ mod tests {
         let memory = std::sync::Arc::new(Memory::from_ranges(&[(GuestAddress(0), 16 * PAGE)]).unwrap());
         let region = memory.iter().next().unwrap();
         region.bitmap_map().start();
+        let marked = || {
+            let mut pages = vec![0];
+            region.bitmap_map().take(&mut pages);
+            pages[0]
+        };
         let mut segments = crate::virtio::chain::Segments::new(memory.clone());
         segments.push(GuestAddress(0), 2 * PAGE).unwrap();
         segments.push_writable(GuestAddress(5 * 4096 + 1), PAGE).unwrap();
-        let mut pages = vec![0];
-        region.bitmap_map().take(&mut pages);
-        assert_eq!(pages, [0b110_0000]);
+        // Whoever looks while the kernel may still write has to look again afterwards.
+        marked();
+        segments.skip(PAGE);
+        segments.truncate(0);
+        segments.clear();
+        assert_eq!(marked(), 0b110_0000);
+        segments.push_writable(GuestAddress(4096), 3).unwrap();
+        marked();
+        segments.put(b"ab");
+        assert_eq!(marked(), 2);
+        segments.copy_in(b"c");
+        assert_eq!(marked(), 2);
+        drop(segments);
+        assert_eq!(marked(), 2);
     }
 
     proptest! {

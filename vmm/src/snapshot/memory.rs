@@ -3,7 +3,8 @@
 #![allow(unsafe_code)]
 
 use super::SnapshotError;
-use super::dirty::{DirtyMap, Log};
+use super::copy::{Place, Sink};
+use super::pages::Pages;
 use crate::virtio::Memory;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -14,8 +15,6 @@ use vm_memory::{Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, Gu
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
-/// Largest single write, in bytes.
-const CHUNK: usize = 4 << 20;
 
 static ZEROS: [u8; PAGE] = [0; PAGE];
 
@@ -23,97 +22,95 @@ fn io(what: &'static str) -> impl Fn(std::io::Error) -> SnapshotError {
     move |source| SnapshotError::Io { what, source }
 }
 
-/// Writes all of the guest's RAM to a file, of which it makes a file of exactly that size. Nothing may write to guest memory meanwhile.
-/// Answers how many bytes were written; the rest of the file is holes. Syncing it is the caller's.
-///
-/// # Errors
-/// What the file system says.
-pub fn write(memory: &Memory, to: &File) -> Result<u64, SnapshotError> {
-    let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-    let sized = to.set_len(0).and_then(|()| to.set_len(total));
-    sized.map_err(io("give the snapshot's memory file its size"))?;
-    let (mut offset, mut written) = (0, 0);
-    for region in memory.iter() {
-        let bytes = bytes(memory, region)?;
-        for present in present(region)? {
-            let start = present.start;
-            for run in runs(bytes.get(present).unwrap_or_default()) {
-                let part = bytes.get(start + run.start..start + run.end).unwrap_or_default();
-                to.write_all_at(part, offset + (start + run.start) as u64)
-                    .map_err(io("write the guest's memory"))?;
-                written += part.len() as u64;
-            }
-        }
-        offset += region.len();
-    }
-    Ok(written)
+/// The memory file, while it is written.
+pub struct MemoryFile<'f> {
+    file: &'f File,
+    /// What was written: the rest of a new file is holes.
+    written: Pages,
+    /// It is a copy of an older one.
+    older: bool,
 }
 
-/// Where a region may have something else than zeros: looking at a page of a file takes that page from the host, even if it is a hole.
-fn present(region: &GuestRegionMmap<DirtyMap>) -> Result<Vec<std::ops::Range<usize>>, SnapshotError> {
-    let length = region.len();
-    let Some(of) = region.file_offset().filter(|_| region.flags() & libc::MAP_SHARED != 0) else {
-        return Ok(std::iter::once(0..region.size()).collect());
-    };
-    let (file, start) = (of.file(), of.start());
-    let mut found = Vec::new();
-    let mut at = start;
-    while let Some(data) = data(file, at, start + length)? {
-        at = data.end;
-        let within = |at: u64| usize::try_from(at - start).unwrap_or(region.size());
-        found.push(within(data.start)..within(data.end));
+impl<'f> MemoryFile<'f> {
+    /// A file of holes, of exactly the size of the guest's RAM.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn whole(memory: &Memory, file: &'f File) -> Result<Self, SnapshotError> {
+        let sized = file.set_len(0).and_then(|()| file.set_len(size(memory)));
+        sized.map_err(io("give the snapshot's memory file its size"))?;
+        Ok(Self { file, written: Pages::none(memory), older: false })
+    }
+
+    /// A file that holds the guest's RAM as it was when it was last saved. It holds neither the old memory nor the new one until all that
+    /// changed is written.
+    ///
+    /// # Errors
+    /// What the file system says, or that it has another size.
+    pub fn older(memory: &Memory, file: &'f File) -> Result<Self, SnapshotError> {
+        let length = file.metadata().map_err(io("look at the snapshot's memory file"))?.len();
+        let total = size(memory);
+        if length != total {
+            return Err(SnapshotError::Other(format!(
+                "the file with the memory of the snapshot before has {length} bytes and the machine {total}"
+            )));
+        }
+        Ok(Self { file, written: Pages::none(memory), older: true })
+    }
+
+    /// How many bytes of the file were written, however often.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.written.bytes()
+    }
+}
+
+impl Sink for MemoryFile<'_> {
+    type Error = SnapshotError;
+
+    fn data(&mut self, place: Place, bytes: &[u8]) -> Result<(), SnapshotError> {
+        self.file.write_all_at(bytes, place.at).map_err(io("write the guest's memory"))?;
+        self.written.set(place.region, place.offset..place.offset + bytes.len());
+        Ok(())
+    }
+
+    fn zeros(&mut self, place: Place, len: usize) -> Result<(), SnapshotError> {
+        for page in (0..len).step_by(PAGE) {
+            let offset = place.offset + page;
+            if self.older || self.written.has(place.region, offset) {
+                self.data(Place { offset, at: place.at + page as u64, ..place }, &ZEROS)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pages that may have something else than zeros: looking at a page of a file takes that page from the host, even if it is a hole.
+///
+/// # Errors
+/// What the host says of the file.
+pub fn present(memory: &Memory) -> Result<Pages, SnapshotError> {
+    let mut found = Pages::none(memory);
+    for (index, region) in memory.iter().enumerate() {
+        let length = region.len();
+        let Some(of) = region.file_offset().filter(|_| region.flags() & libc::MAP_SHARED != 0) else {
+            found.set(index, 0..region.size());
+            continue;
+        };
+        let (file, start) = (of.file(), of.start());
+        let mut at = start;
+        while let Some(data) = data(file, at, start + length)? {
+            at = data.end;
+            let within = |at: u64| usize::try_from(at - start).unwrap_or(region.size());
+            found.set(index, within(data.start)..within(data.end));
+        }
     }
     Ok(found)
 }
 
-/// Writes what a log has over a file that holds the guest's RAM as it was when the log was empty. Answers how many bytes were written.
-///
-/// # Errors
-/// What the file system says; the file then holds neither the old memory nor the new one.
-pub fn write_changes(memory: &Memory, log: &Log, to: &File) -> Result<u64, SnapshotError> {
-    let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
-    let length = to.metadata().map_err(io("look at the snapshot's memory file"))?.len();
-    if length != total {
-        return Err(SnapshotError::Other(format!(
-            "the file with the memory of the snapshot before has {length} bytes and the machine {total}"
-        )));
-    }
-    let (mut offset, mut written) = (0, 0);
-    for (index, region) in memory.iter().enumerate() {
-        let bytes = bytes(memory, region)?;
-        for run in log.runs(index, CHUNK) {
-            let part = bytes.get(run.start..run.end.min(bytes.len())).unwrap_or_default();
-            to.write_all_at(part, offset + run.start as u64).map_err(io("write the guest's memory"))?;
-            written += part.len() as u64;
-        }
-        offset += region.len();
-    }
-    Ok(written)
-}
-
-/// A region's bytes.
-fn bytes<'m>(memory: &'m Memory, region: &GuestRegionMmap<DirtyMap>) -> Result<&'m [u8], SnapshotError> {
-    let host = memory.get_host_address(region.start_addr());
-    let host = host.map_err(|error| io("find the guest's memory")(std::io::Error::other(error)))?;
-    let length = usize::try_from(region.len()).unwrap_or(0);
-    // SAFETY: the region is mapped for as long as `memory` lives, and the caller lets nothing write to it.
-    Ok(unsafe { std::slice::from_raw_parts(host, length) })
-}
-
-/// Runs of pages that are not all zero, none longer than [`CHUNK`].
-fn runs(bytes: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let mut at = 0;
-    let zero = |at: usize| bytes.get(at..at + PAGE).is_some_and(|page| page == ZEROS);
-    std::iter::from_fn(move || {
-        while at < bytes.len() && zero(at) {
-            at += PAGE;
-        }
-        let start = at;
-        while at < bytes.len() && at - start < CHUNK && !zero(at) {
-            at = (at + PAGE).min(bytes.len());
-        }
-        (start < at).then_some(start..at)
-    })
+/// Bytes of RAM.
+fn size(memory: &Memory) -> u64 {
+    memory.iter().map(GuestMemoryRegion::len).sum()
 }
 
 /// Maps a memory file privately as the guest's RAM: what the guest writes stays its own, and what it does not touch is not read.
@@ -203,7 +200,7 @@ fn check_length(from: &File, total: u64) -> Result<(), SnapshotError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use crate::snapshot::copy::copy;
 
     #[test]
     fn memory_comes_back_and_stays_private() {
@@ -215,7 +212,25 @@ mod tests {
         }
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[9; 100], (90 * PAGE) as u64).unwrap();
-        assert_eq!(write(&memory, &file).unwrap(), 3 * PAGE as u64);
+        let mut to = MemoryFile::whole(&memory, &file).unwrap();
+        let mut moved = 0;
+        let count = |_, went| {
+            moved += went;
+            Ok(())
+        };
+        copy(&memory, &Pages::all(&memory), &mut to, count).unwrap();
+        assert_eq!((to.written(), moved), (3 * PAGE as u64, 3 * PAGE as u64));
+        // What became zero meanwhile does not stay.
+        memory.write_obj(0u8, GuestAddress(5)).unwrap();
+        let mut again = Pages::none(&memory);
+        again.set(0, 0..2 * PAGE);
+        copy(&memory, &again, &mut to, |_, _| Ok(())).unwrap();
+        assert_eq!(to.written(), 3 * PAGE as u64);
+        assert_eq!(map(&file, &ranges).unwrap().read_obj::<u8>(GuestAddress(5)).unwrap(), 0);
+        memory.write_obj(1u8, GuestAddress(5)).unwrap();
+        let mut older = MemoryFile::older(&memory, &file).unwrap();
+        copy(&memory, &again, &mut older, |_, _| Ok(())).unwrap();
+        assert_eq!(older.written(), 2 * PAGE as u64);
         assert_eq!(file.metadata().unwrap().len(), 80 * PAGE as u64);
         let clones = [map(&file, &ranges).unwrap(), map(&file, &ranges).unwrap()];
         clones[0].write_obj(77u8, GuestAddress(5)).unwrap();
@@ -226,24 +241,5 @@ mod tests {
         file.set_len(79 * PAGE as u64).unwrap();
         let short = map(&file, &ranges).unwrap_err().to_string();
         assert!(short.contains("memory file has"), "{short}");
-    }
-
-    proptest! {
-        #[test]
-        fn runs_cover_what_is_not_zero(pages in prop::collection::vec(0u8..3, 0..40)) {
-            let bytes: Vec<u8> = pages.iter().flat_map(|page| {
-                let mut bytes = vec![0; PAGE];
-                if *page > 0 { bytes[usize::from(*page) * 1000] = *page; }
-                bytes
-            }).collect();
-            let mut copy = vec![0; bytes.len()];
-            let mut covered = 0;
-            for run in runs(&bytes) {
-                covered += run.len();
-                copy[run.clone()].copy_from_slice(&bytes[run]);
-            }
-            prop_assert_eq!(&copy, &bytes);
-            prop_assert_eq!(covered, pages.iter().filter(|page| **page > 0).count() * PAGE);
-        }
     }
 }

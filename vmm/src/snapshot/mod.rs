@@ -1,7 +1,7 @@
 //! Snapshots: a machine's state in one file, its memory in another, and the way back.
 //!
 //! ```text
-//!   running --pause--> parked --save--> state file, memory file --> running again, or ended
+//!   running: memory file --pause--> parked: state file, the rest of memory --> running again, or ended
 //!
 //!   state file, memory file --map, restore--> a new machine, which goes on where the other was
 //! ```
@@ -15,9 +15,12 @@
 //!
 //! State files come from wherever the caller keeps them and are believed no more than a guest is: see [`file`].
 
+pub mod copy;
 pub mod dirty;
 pub mod file;
+pub mod live;
 pub mod memory;
+pub mod pages;
 pub mod vcpu;
 
 use crate::bus::ioapic::IoApicState;
@@ -153,6 +156,9 @@ pub enum SnapshotError {
         "the guest's writes were not tracked since the snapshot before; take a whole one with `track`, then the next can hold the changes alone"
     )]
     NotTracked,
+    /// It was cancelled.
+    #[error("the snapshot was cancelled")]
+    Cancelled,
     /// The machine has ended.
     #[error("the machine has ended")]
     Ended,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use libc::iovec;
 use virtio_queue::DescriptorChain;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::Memory;
 
@@ -41,6 +41,8 @@ pub struct Segments {
     pieces: Vec<iovec>,
     /// Pieces before this one are used up.
     first: usize,
+    /// What may be written, as it was added.
+    writable: Vec<iovec>,
 }
 
 // SAFETY: the addresses point into guest memory, which any thread may access (volatile, racing with the
@@ -51,11 +53,13 @@ impl Segments {
     /// No pieces yet.
     #[must_use]
     pub fn new(memory: Arc<Memory>) -> Self {
-        Self { memory, pieces: Vec::new(), first: 0 }
+        Self { memory, pieces: Vec::new(), first: 0, writable: Vec::new() }
     }
 
-    /// Forgets all pieces.
+    /// Forgets all pieces, of which those that may have been written are marked.
     pub fn clear(&mut self) {
+        self.wrote();
+        self.writable.clear();
         self.pieces.clear();
         self.first = 0;
     }
@@ -68,7 +72,15 @@ impl Segments {
         self.add(address, len, false)
     }
 
-    /// Adds `len` bytes at a guest address that may be written, and marks them as written.
+    /// Marks what may have been written by address: whoever let the kernel write calls this before the guest is told, or clears or drops
+    /// the pieces. Marking it only when it was added would be too early: memory is copied while the machine runs.
+    pub fn wrote(&self) {
+        for piece in &self.writable {
+            mark(&self.memory, piece.iov_base.cast(), piece.iov_len);
+        }
+    }
+
+    /// Adds `len` bytes at a guest address that may be written.
     ///
     /// # Errors
     /// As [`Segments::push`].
@@ -82,13 +94,13 @@ impl Segments {
             if self.pieces.len() >= MAX_PIECES {
                 return Err(BadChain::TooLong);
             }
-            if writable {
-                // Nothing that is written by address marks anything, and while it is written the machine is not paused.
-                slice.bitmap().mark_dirty(0, slice.len());
-            }
             // The guard only matters for memory that is mapped on demand; this memory stays mapped.
             let base = slice.ptr_guard_mut().as_ptr();
-            self.pieces.push(iovec { iov_base: base.cast(), iov_len: slice.len() });
+            let piece = iovec { iov_base: base.cast(), iov_len: slice.len() };
+            if writable {
+                self.writable.push(piece);
+            }
+            self.pieces.push(piece);
         }
         Ok(())
     }
@@ -131,9 +143,11 @@ impl Segments {
 
     /// Copies `bytes` to the front and takes the place off; answers how much fitted.
     pub fn put(&mut self, bytes: &[u8]) -> usize {
+        let memory = Arc::clone(&self.memory);
         self.consume(bytes.len(), |at, to, count| {
             // SAFETY: as in `take`, with the roles changed.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr().add(at), to, count) };
+            mark(&memory, to, count);
         })
     }
 
@@ -144,6 +158,7 @@ impl Segments {
             let (now, later) = rest.split_at(piece.iov_len.min(rest.len()));
             // SAFETY: as in `take`: `now` is not longer than the piece.
             unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), piece.iov_base.cast(), now.len()) };
+            mark(&self.memory, piece.iov_base.cast(), now.len());
             rest = later;
         }
     }
@@ -197,6 +212,22 @@ impl Segments {
             self.first = self.first.saturating_add(1);
         }
         done
+    }
+}
+
+impl Drop for Segments {
+    fn drop(&mut self) {
+        self.wrote();
+    }
+}
+
+/// Marks bytes of guest memory, by their host address, as written.
+fn mark(memory: &Memory, at: *const u8, len: usize) {
+    for region in memory.iter() {
+        let offset = (at as usize).checked_sub(region.as_ptr() as usize);
+        if let Some(offset) = offset.filter(|offset| (*offset as u64) < region.len()) {
+            region.bitmap().mark_dirty(offset, len);
+        }
     }
 }
 

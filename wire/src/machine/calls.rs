@@ -79,7 +79,8 @@ pub enum MachineCall {
         port: PortId,
     },
     /// Writes the machine's state and memory into two empty files, which come along as `SCM_RIGHTS` in this order, opened for
-    /// writing. A running machine stands still meanwhile. The files are not synced. Answers [`MachineReply::Snapshot`].
+    /// writing. A running machine runs on while most of its memory is written, and stands still for the rest; other calls are answered
+    /// meanwhile ([`MachineStatus::transfer`] tells how far it is). The files are not synced. Answers [`MachineReply::Snapshot`].
     Snapshot {
         /// From now on track what the guest writes, so that the next snapshot can be of the changes alone. Costs the guest an exit
         /// for each page that it writes first.
@@ -90,6 +91,8 @@ pub enum MachineCall {
         #[serde(default)]
         changes: bool,
     },
+    /// Gives up a snapshot that is being taken. Answers at once. Harmless when there is none.
+    CancelTransfer,
     /// Asks the guest to give up so much memory (0 for none). It goes there in its own time: see [`MachineCall::BalloonStatus`].
     Balloon {
         /// What the balloon is to hold.

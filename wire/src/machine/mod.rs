@@ -23,6 +23,7 @@ mod limits;
 mod memory;
 mod snapshot;
 mod status;
+mod transfer;
 
 pub use calls::{MachineCall, MachineReply};
 pub use config::{
@@ -35,6 +36,7 @@ pub use limits::{Limit, Limits, NicLimits};
 pub use memory::{MemoryBacking, Pages};
 pub use snapshot::{RestoreConfig, SnapshotTaken};
 pub use status::{BalloonStatistics, BalloonStatus, DiskStatus, MachineState, MachineStatus, NicStatus};
+pub use transfer::{TransferKind, TransferPhase, TransferStatus};
 
 /// Version of these types. A monitor outlives upgrades of `hostd`, so [`MachineStatus::protocol`] tells which it speaks.
 pub const PROTOCOL: u32 = 2;

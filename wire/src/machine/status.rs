@@ -1,5 +1,6 @@
 //! A machine as it is.
 
+use super::TransferStatus;
 use crate::ids::PortId;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,9 @@ pub struct MachineStatus {
     /// reset, which ends the machine with [`EndReason::Panicked`](super::EndReason::Panicked).
     #[serde(default)]
     pub panicked: bool,
+    /// A snapshot or migration under way, or the last one.
+    #[serde(default)]
+    pub transfer: Option<TransferStatus>,
 }
 
 /// What a machine does.

@@ -350,6 +350,7 @@ impl VsockEngine {
                 Flow::Moved(count) => len = u32::try_from(count).unwrap_or(0),
                 Flow::Blocked | Flow::Ended => return None,
             }
+            active.writable.wrote();
             Op::Data
         } else if connection.due.shutdown != 0 {
             flags = std::mem::take(&mut connection.due.shutdown);
