@@ -152,6 +152,7 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
         topology: None,
         memory: plan.spec.memory,
         memory_backing: MemoryBacking::default(),
+        max_memory: None,
         kvm_fd: kvm.as_raw_fd(),
         control_fd: control.as_raw_fd(),
         console_fds: consoles.iter().map(AsRawFd::as_raw_fd).collect(),
@@ -301,6 +302,7 @@ impl VmmMachine {
             MachineReply::Done
             | MachineReply::Status(_)
             | MachineReply::Balloon(_)
+            | MachineReply::Memory(_)
             | MachineReply::Snapshot(_) => Ok(reply),
         }
     }
@@ -316,6 +318,7 @@ impl VmmMachine {
             Ok(
                 MachineReply::Done
                 | MachineReply::Balloon(_)
+                | MachineReply::Memory(_)
                 | MachineReply::Snapshot(_)
                 | MachineReply::Refused(_),
             ) => Err(Refused::internal(

@@ -172,7 +172,7 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     let mut made = vec![devices::entropy().map_err(plugged)?];
     let mut ports = roles.iter().flatten().filter_map(|slot| match &slot.role {
         Role::Nic { port } => Some(*port),
-        Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Disk { .. } => None,
+        Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Memory | Role::Disk { .. } => None,
     });
     for (index, tap) in (1u8..).zip(taps) {
         let mac = Mac([2, 0, 0, 0, 0, index]);
@@ -181,7 +181,7 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     }
     let mut keys = roles.iter().flatten().filter_map(|slot| match &slot.role {
         Role::Disk { key } => Some(key.clone()),
-        Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Nic { .. } => None,
+        Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Memory | Role::Nic { .. } => None,
     });
     for (path, file, read_only) in disks {
         let config = BlkConfig { read_only, queues: devices::disk_queues(vcpus), ..BlkConfig::default() };

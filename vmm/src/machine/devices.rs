@@ -1,5 +1,6 @@
 //! Makes devices from descriptors.
 
+use super::memory::plugged::Pluggable;
 use super::slots::{PlugError, Role};
 use crate::backend::file::DiskFile;
 use crate::backend::tap::Tap;
@@ -8,12 +9,14 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Blk, BlkConfig};
 use crate::virtio::console::{Console, Output};
+use crate::virtio::mem::Mem;
 use crate::virtio::net::{Net, NetConfig};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 use crate::virtio::worker::Confine;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use wire::MiB;
 use wire::ids::{Mac, PortId};
 use wire::machine::{BalloonConfig, NicLimits};
 
@@ -52,6 +55,12 @@ pub fn vsock(cid: u32, listener: OwnedFd) -> Made {
 #[must_use]
 pub fn console(output: Output, input: Option<OwnedFd>) -> Made {
     (Role::Console, Box::new(Console::new(output, input, worker())))
+}
+
+/// Memory that is plugged in and out, in a machine that has so much besides.
+#[must_use]
+pub fn memory(area: Pluggable, base: MiB, prefault: bool) -> Made {
+    (Role::Memory, Box::new(Mem::new(area, base.bytes().unwrap_or(0), prefault, worker())))
 }
 
 /// Most queues that a disk has for vCPUs of its machine: beyond, threads cost more than they bring.

@@ -5,6 +5,7 @@
 
 use super::Machine;
 use super::devices;
+use super::memory;
 use super::slots::PlugError;
 use super::transfer::Transfer;
 use crate::control::{ClientId, Incoming, Server};
@@ -251,7 +252,13 @@ impl Driver {
                 eprintln!("vmm: snapshot taken: {mib} MiB of memory, the guest stood still for {millis} ms");
             }
             (None, MachineReply::Refused(refused)) => eprintln!("vmm: {refused}"),
-            (None, MachineReply::Done | MachineReply::Status(_) | MachineReply::Balloon(_)) => {}
+            (
+                None,
+                MachineReply::Done
+                | MachineReply::Status(_)
+                | MachineReply::Balloon(_)
+                | MachineReply::Memory(_),
+            ) => {}
         }
     }
 
@@ -391,6 +398,11 @@ impl Driver {
                 Some(balloon) => return self.reply(client, &MachineReply::Balloon(balloon)),
                 None => Err(no_balloon()),
             },
+            MachineCall::ResizeMemory { target } => self.resize_memory(target),
+            MachineCall::MemoryStatus => match self.machine.slots.plugged() {
+                Some(memory) => return self.reply(client, &MachineReply::Memory(memory)),
+                None => Err(no_plugging()),
+            },
             MachineCall::ResizeDisk { key } => self.resize(&key),
         };
         let reply = match result {
@@ -453,6 +465,23 @@ impl Driver {
         if set { Ok(()) } else { Err(no_balloon()) }
     }
 
+    fn resize_memory(&self, target: MiB) -> Result<(), Refused> {
+        let now = self.machine.slots.plugged().ok_or_else(no_plugging)?;
+        let block = memory::PLUG_BLOCK as u64;
+        let (least, most) = (now.least, now.most);
+        let more = target.bytes().filter(|bytes| (least..=most).contains(bytes)).map(|bytes| bytes - least);
+        let Some(more) = more.filter(|more| more % block == 0) else {
+            return Err(Refused::invalid(format!(
+                "this machine cannot have {} MiB of memory: it has {} to {} MiB, in steps of {} MiB",
+                target.0,
+                least >> 20,
+                most >> 20,
+                block >> 20
+            )));
+        };
+        if self.machine.slots.set_plugged(more) { Ok(()) } else { Err(no_plugging()) }
+    }
+
     fn limit_nic(&self, port: PortId, limits: &NicLimits) -> Result<(), Refused> {
         check_nic(limits)?;
         let slot = self.machine.slots.nic(port);
@@ -490,6 +519,11 @@ pub fn check_balloon(target: MiB, memory: MiB) -> Result<(), Refused> {
         .remedy("ask for a smaller balloon"));
     }
     Ok(())
+}
+
+fn no_plugging() -> Refused {
+    Refused::missing("this machine cannot have more memory than at its start")
+        .remedy("start it with a most memory (max_memory) above its memory")
 }
 
 fn no_balloon() -> Refused {

@@ -1,12 +1,15 @@
 //! Guest RAM.
 
 pub mod backing;
+pub mod plugged;
 
 use super::layout::{ABOVE_4G, PCI_WINDOW};
 use crate::virtio::Memory;
 use backing::HostPages;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use plugged::{Pluggable, Plugged, plugged};
+use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use wire::MiB;
 use wire::machine::MemoryBacking;
@@ -15,6 +18,13 @@ use wire::machine::MemoryBacking;
 pub const LEAST: MiB = MiB(32);
 /// Most memory that a machine may have.
 pub const MOST: MiB = MiB(1 << 20);
+
+/// Memory is plugged in and out in blocks of so many bytes.
+pub const PLUG_BLOCK: usize = 2 << 20;
+/// What can be plugged in is a multiple of what Linux takes in at once.
+pub const PLUG_STEP: MiB = MiB(128);
+/// Where it starts: a multiple of the largest piece that Linux takes in at once, and never where RAM above 4 GiB starts.
+const PLUG_ALIGN: u64 = 8 << 30;
 
 /// Why there is no memory.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +45,20 @@ pub enum MemoryError {
         /// The pages, in MiB.
         page: u64,
     },
+    /// No room to plug in.
+    #[error(
+        "{most} MiB asked for as the most memory of a machine that starts with {size} MiB: it is more by a multiple of {step} MiB, and at most {limit} MiB",
+        most = most.0, size = size.0, step = PLUG_STEP.0, limit = MOST.0
+    )]
+    Most {
+        /// Asked for as the most.
+        most: MiB,
+        /// At the start.
+        size: MiB,
+    },
+    /// What can be plugged in is not taken from the host until then.
+    #[error("memory that is plugged in while the guest runs cannot be of pages of {size} MiB that are set aside; use transparent huge pages", size = .0.0)]
+    PlugHuge(MiB),
     /// No transparent huge pages.
     #[error("the guest's memory cannot have transparent huge pages: {0}")]
     Transparent(String),
@@ -90,13 +114,44 @@ pub struct Ram {
     pub backing: MemoryBacking,
     /// What the host has for that.
     pub host: HostPages,
+    /// How much it can become while the machine runs, with what is plugged in; `None` for no more than at the start.
+    pub most: Option<MiB>,
 }
 
 impl Ram {
     /// So much memory, had in this way. Looks at what the host has of it, which a jailed process cannot any more.
     #[must_use]
     pub fn new(size: MiB, backing: MemoryBacking) -> Self {
-        Self { size, backing, host: HostPages::look(&backing) }
+        Self { size, backing, host: HostPages::look(&backing), most: None }
+    }
+
+    /// Where all of it is, and how much of that, at the end, is not there until it is plugged in.
+    ///
+    /// # Errors
+    /// A size out of range.
+    pub fn ranges(&self) -> Result<Vec<(GuestAddress, usize)>, MemoryError> {
+        let mut all = ranges(self.size)?;
+        let Some(most) = self.most.filter(|most| *most != self.size) else { return Ok(all) };
+        let more = most.0.checked_sub(self.size.0).filter(|_| most <= MOST);
+        let more = more.filter(|more| more % PLUG_STEP.0 == 0);
+        let length = more.and_then(|more| MiB(more).bytes()).and_then(|bytes| usize::try_from(bytes).ok());
+        let length = length.ok_or(MemoryError::Most { most, size: self.size })?;
+        if let Some(page) = self.backing.pages.set_aside() {
+            return Err(MemoryError::PlugHuge(page));
+        }
+        let high = all.get(1).map_or(0, |(_, length)| *length as u64);
+        all.push((GuestAddress((ABOVE_4G + high).next_multiple_of(PLUG_ALIGN)), length));
+        Ok(all)
+    }
+
+    /// Says which memory of a machine is not there until it is plugged in.
+    #[must_use]
+    pub fn pluggable(&self, memory: &Memory) -> Option<Pluggable> {
+        self.most.filter(|most| *most != self.size)?;
+        let region = memory.iter().last()?;
+        let plugged = Arc::new(Plugged::none(region.size(), PLUG_BLOCK));
+        region.bitmap().map().pluggable(plugged.clone());
+        Some(Pluggable { start: region.start_addr(), length: region.size(), plugged })
     }
 
     /// Whether nothing in particular was asked for.
@@ -110,9 +165,10 @@ impl Ram {
     /// # Errors
     /// A size out of range, and what the host has not.
     pub fn reserve(&self) -> Result<Memory, MemoryError> {
-        let memory = backing::map(&ranges(self.size)?, &self.backing, &self.host)?;
+        let memory = backing::map(&self.ranges()?, &self.backing, &self.host)?;
         if self.backing.prefault {
-            backing::prefault(&memory)?;
+            // What can be plugged in is taken when it is.
+            backing::prefault(&memory, ranges(self.size)?.len())?;
         }
         Ok(memory)
     }
@@ -156,16 +212,23 @@ pub fn log_writes(vm: &VmFd, memory: &Memory, log: bool) -> Result<(), kvm_ioctl
     Ok(())
 }
 
+/// Size of the RAM that is there now, in bytes.
+#[must_use]
+pub fn size(memory: &Memory) -> u64 {
+    memory.iter().map(|region| plugged(region).map_or(region.len(), |plugged| plugged.bytes())).sum()
+}
+
 /// End of the RAM below the hole.
 #[must_use]
 pub fn low_end(memory: &Memory) -> u64 {
     memory.iter().next().map_or(0, |region| region.start_addr().0.saturating_add(region.len()))
 }
 
-/// Size of the RAM above 4 GiB in bytes.
+/// Size of the RAM above 4 GiB in bytes, without what can be plugged in.
 #[must_use]
 pub fn high_size(memory: &Memory) -> u64 {
-    memory.iter().nth(1).map_or(0, GuestMemoryRegion::len)
+    let high = memory.iter().nth(1).filter(|region| region.start_addr().0 == ABOVE_4G);
+    high.map_or(0, GuestMemoryRegion::len)
 }
 
 #[cfg(test)]
@@ -179,6 +242,31 @@ mod tests {
         let large = reserve(MiB(5 * 1024)).unwrap();
         assert_eq!((low_end(&large), high_size(&large)), (PCI_WINDOW, 2 << 30));
         assert!(large.iter().all(|region| region.start_addr().0 != PCI_WINDOW));
+    }
+
+    #[test]
+    fn what_can_be_plugged_in_lies_behind_all_else() {
+        for (size, most, start) in
+            [(64, 192, 8u64 << 30), (5 * 1024, 9 * 1024, 8 << 30), (8 * 1024, 9 * 1024, 16 << 30)]
+        {
+            let ram = Ram { most: Some(MiB(most)), ..Ram::new(MiB(size), MemoryBacking::default()) };
+            let memory = ram.reserve().unwrap();
+            let area = ram.pluggable(&memory).unwrap();
+            assert_eq!((area.start.0, area.length as u64), (start, (most - size) << 20));
+            assert_eq!(
+                (super::size(&memory), low_end(&memory) + high_size(&memory)),
+                (size << 20, size << 20)
+            );
+            area.plugged.set(0..3, true);
+            assert_eq!(super::size(&memory), (size + 6) << 20);
+        }
+        for (size, most) in [(64, 63), (64, 100), (64, (1 << 20) + 64), (1 << 20, u64::MAX)] {
+            let ram = Ram { most: Some(MiB(most)), ..Ram::new(MiB(size), MemoryBacking::default()) };
+            let error = ram.reserve().unwrap_err().to_string();
+            assert!(error.contains("a multiple of 128 MiB"), "{error}");
+        }
+        let same = Ram { most: Some(MiB(64)), ..Ram::new(MiB(64), MemoryBacking::default()) };
+        assert!(same.pluggable(&same.reserve().unwrap()).is_none());
     }
 
     #[test]

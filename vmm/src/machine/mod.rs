@@ -42,6 +42,7 @@ use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use layout::{IOAPIC_PINS, MAX_VCPUS, TSS};
 use memory::Ram;
+use memory::plugged::Pluggable;
 use signals::Signals;
 use slots::Slots;
 use std::fs::File;
@@ -168,6 +169,7 @@ struct Kept {
     vm: Arc<VmFd>,
     memory: Arc<Memory>,
     size: MiB,
+    most: Option<MiB>,
     cpuid: CpuId,
     topology: Option<Topology>,
     /// What was written since the last snapshot, while that is tracked.
@@ -181,6 +183,7 @@ pub struct Built {
     bus: Arc<Bus>,
     signals: Arc<Signals>,
     kept: Kept,
+    pluggable: Option<Pluggable>,
 }
 
 /// Builds a machine without devices.
@@ -202,7 +205,7 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
         Origin::Snapshot { state, memory, track: _ } => {
             check_fits(&setup, state)?;
             if setup.memory.is_plain() {
-                snapshot::memory::map(memory, &memory::ranges(setup.memory.size)?)?
+                snapshot::memory::map(memory, &setup.memory.ranges()?)?
             } else {
                 // Private pages of a file are none of the kinds that can be asked for.
                 let own = setup.memory.reserve()?;
@@ -211,6 +214,7 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
             }
         }
     });
+    let pluggable = setup.memory.pluggable(&memory);
     let vm = Arc::new(setup.kvm.create_vm().map_err(kvm("create a virtual machine"))?);
     vm.set_tss_address(TSS).map_err(kvm("set the TSS address"))?;
     memory::give(&vm, &memory)?;
@@ -276,12 +280,13 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
         vm: vm.clone(),
         memory: memory.clone(),
         size: setup.memory.size,
+        most: setup.memory.most,
         cpuid,
         topology,
         log,
     };
     let host = Host { vm, routes, memory, signals: signals.clone() };
-    Ok(Built { vcpus, slots: Slots::new(host, pci, power), bus, signals, kept })
+    Ok(Built { vcpus, slots: Slots::new(host, pci, power), bus, signals, kept, pluggable })
 }
 
 fn new_vcpu(vm: &VmFd, cpuid: &CpuId, layout: Layout, index: u32) -> Result<VcpuFd, BuildError> {
@@ -298,6 +303,15 @@ fn check_fits(setup: &Setup, state: &MachineState) -> Result<(), SnapshotError> 
         return Err(SnapshotError::Other(format!(
             "it is of a machine with {vcpus} vCPUs and {} MiB of memory, not {} and {}",
             state.memory.0, setup.vcpus, size.0
+        )));
+    }
+    if state.max_memory != setup.memory.most {
+        let words =
+            |most: Option<MiB>| most.map_or("no more".into(), |most| format!("at most {} MiB", most.0));
+        return Err(SnapshotError::Other(format!(
+            "its machine can have {} of memory, and this one {}",
+            words(state.max_memory),
+            words(setup.memory.most)
         )));
     }
     Ok(())
@@ -351,6 +365,12 @@ impl Built {
     /// Devices by slot.
     pub fn slots(&mut self) -> &mut Slots {
         &mut self.slots
+    }
+
+    /// Memory that can be plugged in and out.
+    #[must_use]
+    pub fn pluggable(&self) -> Option<Pluggable> {
+        self.pluggable.clone()
     }
 
     /// Starts the vCPU threads, each confined by `confine`; the machine is paused.
@@ -436,6 +456,7 @@ impl Machine {
         }
         Ok(MachineState {
             memory: self.kept.size,
+            max_memory: self.kept.most,
             cpus: CpusState {
                 cpuid: self.kept.cpuid.as_slice().to_vec(),
                 topology: self.kept.topology,

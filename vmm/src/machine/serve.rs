@@ -106,7 +106,7 @@ fn serve(
 ) -> Result<Served, ServeError> {
     check(config)?;
     // Before the jail: afterwards nothing can be looked at.
-    let ram = Ram::new(config.memory, config.memory_backing);
+    let ram = Ram { most: config.max_memory, ..Ram::new(config.memory, config.memory_backing) };
     if jailed {
         let to_be = config.jail.as_ref().ok_or(JailError::Missing)?;
         jail::leave_namespaces()?;
@@ -147,6 +147,9 @@ fn serve(
     let (role, device) = devices::entropy().map_err(plugged)?;
     let mut made = vec![(role, device)];
     made.extend(config.balloon.map(devices::balloon));
+    if let Some(area) = built.pluggable() {
+        made.push(devices::memory(area, config.memory, config.memory_backing.prefault));
+    }
     if let Some(vsock) = config.vsock {
         made.push(devices::vsock(vsock.cid, descriptors.take(vsock.listener_fd)?));
     }

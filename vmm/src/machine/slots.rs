@@ -2,6 +2,7 @@
 //!
 //! Each kind has slots of its own, so that a volume more or less never renames a network interface at the next start.
 
+use super::memory;
 use crate::bus::pci::PciBus;
 use crate::bus::power::Power;
 use crate::snapshot::{SlotState, SnapshotError};
@@ -12,10 +13,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use wire::MiB;
 use wire::ids::PortId;
-use wire::machine::{BalloonStatus, DiskStatus, Limits, MAX_DISKS, MAX_NICS, NicStatus};
+use wire::machine::{BalloonStatus, DiskStatus, Limits, MAX_DISKS, MAX_NICS, MemoryStatus, NicStatus};
 
 const RNG_SLOT: RangeInclusive<u8> = 1..=1;
 const NIC_SLOTS: RangeInclusive<u8> = 2..=9;
@@ -23,6 +23,7 @@ const DISK_SLOTS: RangeInclusive<u8> = 10..=27;
 const BALLOON_SLOT: RangeInclusive<u8> = 28..=28;
 const VSOCK_SLOT: RangeInclusive<u8> = 29..=29;
 const CONSOLE_SLOT: RangeInclusive<u8> = 30..=30;
+const MEMORY_SLOT: RangeInclusive<u8> = 31..=31;
 const _: () = assert!(MAX_NICS == 8 && MAX_DISKS == 18);
 
 /// What a device is to the outside.
@@ -37,6 +38,8 @@ pub enum Role {
     Vsock,
     /// The virtio console.
     Console,
+    /// Memory that is plugged in and out.
+    Memory,
     /// A disk.
     Disk {
         /// Its name.
@@ -56,6 +59,7 @@ impl fmt::Display for Role {
             Self::Balloon => f.write_str("balloon"),
             Self::Vsock => f.write_str("socket device"),
             Self::Console => f.write_str("virtio console"),
+            Self::Memory => f.write_str("memory device"),
             Self::Disk { key } => write!(f, "disk '{key}'"),
             Self::Nic { port } => write!(f, "network interface {port}"),
         }
@@ -143,6 +147,7 @@ impl Slots {
             Role::Balloon => (BALLOON_SLOT, role.to_string(), None),
             Role::Vsock => (VSOCK_SLOT, role.to_string(), None),
             Role::Console => (CONSOLE_SLOT, role.to_string(), None),
+            Role::Memory => (MEMORY_SLOT, role.to_string(), None),
             Role::Disk { key } => (DISK_SLOTS, role.to_string(), self.disk(key)),
             Role::Nic { port } => (NIC_SLOTS, role.to_string(), self.nic(*port)),
         };
@@ -278,11 +283,22 @@ impl Slots {
         self.entries.get(&slot).is_some_and(|entry| entry.device().set_limits(limits))
     }
 
-    /// The guest's memory, rounded down.
+    /// The memory that the guest has now, rounded down.
     #[must_use]
     pub fn memory(&self) -> MiB {
-        let bytes: u64 = self.host.memory.iter().map(|region| region.len()).sum();
-        MiB(bytes >> 20)
+        MiB(memory::size(&self.host.memory) >> 20)
+    }
+
+    /// Asks the guest to plug so many bytes of memory in. Answers whether it can.
+    #[must_use]
+    pub fn set_plugged(&self, bytes: u64) -> bool {
+        self.entries.values().any(|entry| entry.device().device().set_plugged(bytes))
+    }
+
+    /// How much memory there is, in a machine that can have more.
+    #[must_use]
+    pub fn plugged(&self) -> Option<MemoryStatus> {
+        self.entries.values().find_map(|entry| entry.device().device().plugged())
     }
 
     /// Asks the balloon to hold so many bytes. Answers whether there is one.
@@ -310,7 +326,7 @@ impl Slots {
                     driver_ok: device.driver_ok(),
                 })
             }
-            Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Nic { .. } => None,
+            Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Memory | Role::Nic { .. } => None,
         });
         disks.collect()
     }
@@ -323,7 +339,9 @@ impl Slots {
                 let driver_ok = entry.device().driver_ok();
                 Some(NicStatus { port: *port, unplugging: entry.unplugging, driver_ok })
             }
-            Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Disk { .. } => None,
+            Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Memory | Role::Disk { .. } => {
+                None
+            }
         });
         nics.collect()
     }

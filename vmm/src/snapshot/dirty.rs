@@ -10,10 +10,11 @@ use super::SnapshotError;
 use super::memory::PAGE;
 use super::pages::{BITS, Pages};
 use crate::machine::memory;
+use crate::machine::memory::plugged::Plugged;
 use crate::virtio::Memory;
 use kvm_ioctls::VmFd;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use vm_memory::GuestMemoryBackend;
 use vm_memory::GuestMemoryRegion;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
@@ -23,11 +24,24 @@ use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 pub struct DirtyMap {
     pages: usize,
     marks: OnceLock<Box<[AtomicU64]>>,
+    /// What of the region is plugged in; it is not there at all where nothing is.
+    plugged: OnceLock<Arc<Plugged>>,
 }
 
 impl DirtyMap {
     fn start(&self) {
         self.marks.get_or_init(|| (0..self.pages.div_ceil(BITS)).map(|_| AtomicU64::new(0)).collect());
+    }
+
+    /// Says that the region can be plugged in and out, and what of it is. Counts once.
+    pub fn pluggable(&self, plugged: Arc<Plugged>) {
+        let _ = self.plugged.set(plugged);
+    }
+
+    /// What of the region is plugged in; `None` for one that is just there.
+    #[must_use]
+    pub fn plugged(&self) -> Option<&Arc<Plugged>> {
+        self.plugged.get()
     }
 
     /// Takes the marks off and adds them to `into`.
@@ -62,7 +76,7 @@ impl Bitmap for DirtyMap {
 
 impl NewBitmap for DirtyMap {
     fn with_len(len: usize) -> Self {
-        Self { pages: len.div_ceil(PAGE), marks: OnceLock::new() }
+        Self { pages: len.div_ceil(PAGE), ..Self::default() }
     }
 }
 
@@ -75,6 +89,14 @@ impl<'a> WithBitmapSlice<'a> for DirtyMap {
 pub struct DirtySlice<'m> {
     map: &'m DirtyMap,
     offset: usize,
+}
+
+impl<'m> DirtySlice<'m> {
+    /// The map.
+    #[must_use]
+    pub fn map(&self) -> &'m DirtyMap {
+        self.map
+    }
 }
 
 impl WithBitmapSlice<'_> for DirtySlice<'_> {

@@ -5,6 +5,7 @@
 use super::SnapshotError;
 use super::copy::{Place, Sink};
 use super::pages::Pages;
+use crate::machine::memory::plugged::plugged;
 use crate::virtio::Memory;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -85,7 +86,8 @@ impl Sink for MemoryFile<'_> {
     }
 }
 
-/// Pages that may have something else than zeros: looking at a page of a file takes that page from the host, even if it is a hole.
+/// Pages that may have something else than zeros. Memory that is not plugged in is not looked at, and neither are holes of shared memory:
+/// looking at a page of a file takes that page from the host.
 ///
 /// # Errors
 /// What the host says of the file.
@@ -93,6 +95,10 @@ pub fn present(memory: &Memory) -> Result<Pages, SnapshotError> {
     let mut found = Pages::none(memory);
     for (index, region) in memory.iter().enumerate() {
         let length = region.len();
+        if let Some(plugged) = plugged(region) {
+            plugged.byte_runs().for_each(|run| found.set(index, run));
+            continue;
+        }
         let Some(of) = region.file_offset().filter(|_| region.flags() & libc::MAP_SHARED != 0) else {
             found.set(index, 0..region.size());
             continue;

@@ -49,6 +49,9 @@ const MOST_SLOTS: usize = 32;
 pub struct MachineState {
     /// RAM.
     pub memory: MiB,
+    /// What it can become, with memory that is plugged in.
+    #[serde(default)]
+    pub max_memory: Option<MiB>,
     /// The processors.
     pub cpus: CpusState,
     /// The clock.

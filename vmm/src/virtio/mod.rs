@@ -19,6 +19,7 @@ pub mod blk;
 pub mod chain;
 pub mod console;
 pub mod limit;
+pub mod mem;
 pub mod net;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
@@ -33,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
-use wire::machine::{BalloonStatus, Limits};
+use wire::machine::{BalloonStatus, Limits, MemoryStatus};
 
 /// The guest's memory, as devices see it.
 pub type Memory = vm_memory::GuestMemoryMmap<crate::snapshot::dirty::DirtyMap>;
@@ -93,6 +94,16 @@ pub trait VirtioDevice: Send {
 
     /// How a balloon is, asking its driver for newer statistics; `None` for other devices.
     fn balloon(&mut self) -> Option<BalloonStatus> {
+        None
+    }
+
+    /// Asks the driver of a memory device to plug so many bytes in. Answers whether this is one.
+    fn set_plugged(&mut self, _bytes: u64) -> bool {
+        false
+    }
+
+    /// How much memory there is with what is plugged in; `None` for other devices.
+    fn plugged(&mut self) -> Option<MemoryStatus> {
         None
     }
 
@@ -163,6 +174,8 @@ pub enum DeviceState {
     Balloon(balloon::BalloonState),
     /// A disk.
     Blk(blk::BlkState),
+    /// Memory that is plugged in and out.
+    Mem(mem::MemState),
     /// A network interface.
     Net(net::NetState),
     /// A console, which knows nothing.
@@ -180,6 +193,7 @@ impl DeviceState {
         match self {
             Self::Balloon(_) => "a balloon",
             Self::Blk(_) => "a disk",
+            Self::Mem(_) => "a memory device",
             Self::Net(_) => "a network interface",
             Self::Console => "a console",
             Self::Rng => "an entropy device",

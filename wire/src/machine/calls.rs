@@ -1,6 +1,6 @@
 //! Requests and answers on the control socket.
 
-use super::{BalloonStatus, BlockSize, Limits, MachineStatus, NicLimits, SnapshotTaken};
+use super::{BalloonStatus, BlockSize, Limits, MachineStatus, MemoryStatus, NicLimits, SnapshotTaken};
 use crate::ids::{Mac, PortId};
 use crate::{MiB, Refused};
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,15 @@ pub enum MachineCall {
     },
     /// Answers [`MachineReply::Balloon`].
     BalloonStatus,
+    /// Asks the guest to have so much memory in all, by plugging memory in or out: between
+    /// [`MachineConfig::memory`](super::MachineConfig::memory) and [`MachineConfig::max_memory`](super::MachineConfig::max_memory), and
+    /// more than the former by a multiple of 2 MiB. It goes there in its own time: see [`MachineCall::MemoryStatus`].
+    ResizeMemory {
+        /// What it is to have.
+        target: MiB,
+    },
+    /// Answers [`MachineReply::Memory`].
+    MemoryStatus,
     /// Tells the guest that a disk's raw file has grown.
     ResizeDisk {
         /// Which disk.
@@ -119,6 +128,8 @@ pub enum MachineReply {
     Snapshot(SnapshotTaken),
     /// The balloon as it is.
     Balloon(BalloonStatus),
+    /// The memory as it is.
+    Memory(MemoryStatus),
     /// Not done, and why.
     Refused(Refused),
 }

@@ -26,6 +26,10 @@ pub struct MachineConfig {
     /// How it is had from the host.
     #[serde(default)]
     pub memory_backing: MemoryBacking,
+    /// How much memory it can have while it runs, by [`MachineCall::ResizeMemory`](super::MachineCall::ResizeMemory): more than
+    /// `memory` by a multiple of 128 MiB. `None` for no more than that.
+    #[serde(default)]
+    pub max_memory: Option<MiB>,
     /// `/dev/kvm`, opened read-write.
     pub kvm_fd: Fd,
     /// The listening control socket.

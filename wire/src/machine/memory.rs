@@ -18,6 +18,19 @@ pub struct MemoryBacking {
     pub prefault: bool,
 }
 
+/// How much memory a machine has that can have more: all in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// What it is to have.
+    pub target: u64,
+    /// What it has: the guest plugs memory in and out in its own time, and out only as far as it can do without.
+    pub actual: u64,
+    /// What it started with and always has.
+    pub least: u64,
+    /// The most that it can have.
+    pub most: u64,
+}
+
 /// The host's pages that guest memory consists of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pages {

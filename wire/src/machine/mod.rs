@@ -33,7 +33,7 @@ pub use config::{
 pub use cpu::{CpuModel, Topology};
 pub use end::{EndReason, MachineEnd};
 pub use limits::{Limit, Limits, NicLimits};
-pub use memory::{MemoryBacking, Pages};
+pub use memory::{MemoryBacking, MemoryStatus, Pages};
 pub use snapshot::{RestoreConfig, SnapshotTaken};
 pub use status::{BalloonStatistics, BalloonStatus, DiskStatus, MachineState, MachineStatus, NicStatus};
 pub use transfer::{TransferKind, TransferPhase, TransferStatus};

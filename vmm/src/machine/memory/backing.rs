@@ -103,13 +103,13 @@ pub fn map(
     Memory::from_regions(regions).map_err(|error| failed("address guest memory")(io::Error::other(error)))
 }
 
-/// Takes all pages from the host, writable.
+/// Takes all pages of the first regions from the host, writable.
 ///
 /// # Errors
 /// When the host has not so many.
-pub fn prefault(memory: &Memory) -> Result<(), MemoryError> {
+pub fn prefault(memory: &Memory, regions: usize) -> Result<(), MemoryError> {
     let parallel = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-    for region in memory.iter() {
+    for region in memory.iter().take(regions) {
         let at = region.as_ptr().expose_provenance();
         let pieces = pieces(region.size(), page_size(region).max(HUGE), parallel);
         let take = |(from, length): (usize, usize)| populate(at + from, length);
@@ -290,6 +290,16 @@ fn refused(total: usize, backing: &MemoryBacking, host: &HostPages, error: &io::
         text,
         source: io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::ENOMEM)),
     }
+}
+
+/// What of a region takes memory of the host, in bytes.
+#[cfg(test)]
+pub fn resident(region: &Region) -> usize {
+    let mut pages = vec![0u8; region.size() / 4096];
+    // SAFETY: the range is mapped, and there is a byte for each of its pages.
+    let told = unsafe { libc::mincore(region.as_ptr().cast(), region.size(), pages.as_mut_ptr()) };
+    assert_eq!(told, 0);
+    pages.iter().filter(|page| **page & 1 != 0).count() * 4096
 }
 
 #[cfg(test)]

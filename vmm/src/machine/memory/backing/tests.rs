@@ -6,15 +6,6 @@ use wire::MiB;
 
 const HIGH: u64 = (4 << 30) + (5 << 20);
 
-/// What of this process's memory in a range is there, in bytes.
-fn resident(region: &Region) -> usize {
-    let mut pages = vec![0u8; region.size() / 4096];
-    // SAFETY: the range is mapped, and there is a byte for each of its pages.
-    let told = unsafe { libc::mincore(region.as_ptr().cast(), region.size(), pages.as_mut_ptr()) };
-    assert_eq!(told, 0);
-    pages.iter().filter(|page| **page & 1 != 0).count() * 4096
-}
-
 fn ram(size: u64, backing: MemoryBacking) -> Result<Memory, MemoryError> {
     Ram::new(MiB(size), backing).reserve()
 }
