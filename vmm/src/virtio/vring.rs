@@ -6,7 +6,7 @@
 //! from the ring until the driver resets the device.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
@@ -14,6 +14,11 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{ActivateError, ActiveQueue, Interrupt, Memory, QueueProgress, bits};
+
+/// Broken rings that this process logs before silence: a guest breaks a ring and resets the device as often as it likes, and the log is
+/// not the guest's to fill.
+const LOG_LINES: u32 = 100;
+static LOGGED: AtomicU32 = AtomicU32::new(0);
 
 /// One working queue of a device.
 pub struct Vring {
@@ -185,8 +190,13 @@ impl Vring {
     pub fn break_off(&mut self, why: &str) {
         if !self.broken {
             self.broken = true;
+            let more = match LOGGED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1)) {
+                Ok(0..LOG_LINES) => "",
+                Ok(LOG_LINES) => "; no more lines like this will follow",
+                Ok(_) | Err(_) => return,
+            };
             eprintln!(
-                "{}: the guest's queue {} is broken ({why}); it is not served until the driver resets the device",
+                "{}: the guest's queue {} is broken ({why}); it is not served until the driver resets the device{more}",
                 self.device, self.index
             );
         }
