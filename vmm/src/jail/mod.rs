@@ -173,9 +173,26 @@ pub fn arm() -> Result<(), JailError> {
         sockets: compile(filters::SOCKETS).map_err(bad)?,
         mover: compile(filters::MOVER).map_err(bad)?,
     };
+    bound_arenas();
     let _ = PROGRAMS.set(programs);
     Ok(())
 }
+
+/// Heaps that threads of this process share.
+#[cfg(target_env = "gnu")]
+const ARENAS: libc::c_int = 8;
+
+/// Tells the C library how many heaps to have. Left alone, glibc counts the host's processors when a thread is the first to want the
+/// ninth, by a file below `/sys`: under the filters that ends the machine.
+#[cfg(target_env = "gnu")]
+fn bound_arenas() {
+    // SAFETY: sets a number of the allocator's, whatever other threads do; it can refuse nothing but an unknown parameter.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
+}
+
+/// Other C libraries have one heap.
+#[cfg(not(target_env = "gnu"))]
+fn bound_arenas() {}
 
 /// Locks the calling thread in for good. Does nothing in a process that was not armed (tests, tools, `--no-jail`).
 ///

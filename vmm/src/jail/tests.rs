@@ -77,6 +77,25 @@ fn allowed_calls_pass() {
     assert!(matches!(threads, WaitStatus::Exited(_, 0)), "{threads:?}");
 }
 
+#[test]
+fn any_number_of_threads_may_take_memory() {
+    // A heap for each, which they have until they end: more than the C library makes without looking at the host.
+    let status = under(ThreadKind::Driver, || {
+        let all_there = std::sync::Barrier::new(24);
+        std::thread::scope(|scope| {
+            for _ in 0..24 {
+                scope.spawn(|| {
+                    let confined = confine(ThreadKind::Worker).is_ok();
+                    let memory = std::hint::black_box(vec![1u8; 4096]);
+                    all_there.wait();
+                    assert!(confined && memory.len() == 4096);
+                });
+            }
+        });
+    });
+    assert!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}");
+}
+
 /// Runs `act` in a child, which answers with an exit code.
 fn child(act: impl FnOnce() -> i32) -> WaitStatus {
     // SAFETY: the child does a few things alone and ends; the allocator is safe after a fork with glibc.
