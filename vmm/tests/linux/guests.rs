@@ -1,0 +1,310 @@
+//! What runs in the machine around: Linux guests of the monitor, driven as `hostd` does it.
+
+use crate::common::{self, Guest, Plan, file};
+use crate::inside::{BLOCK, Block, TALK, TCP_PORT, record, stream_of, sum};
+use crate::outer::{INITRD, KERNEL};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use wire::MiB;
+use wire::ids::{Mac, PortId};
+use wire::machine::{BalloonConfig, BlockSize, EndReason, Limits, MachineCall, MachineReply};
+
+/// A guest that does what `mode` says in its first program.
+fn linux(mode: &str, memory: u64, vcpus: u32) -> Plan {
+    let mut plan = Plan::new(std::fs::read(KERNEL).unwrap());
+    plan.initrd = Some(std::fs::read(INITRD).unwrap());
+    plan.command_line = command_line(mode);
+    plan.memory = MiB(memory);
+    plan.vcpus = vcpus;
+    plan
+}
+
+/// The timer check misfires under emulation on a busy host.
+fn command_line(mode: &str) -> String {
+    format!("console=ttyS0 quiet no_timer_check panic=-1 net.ifnames=0 8250.nr_uarts=1 l2={mode}")
+}
+
+/// A tap that leads to this machine, as the guests' scripts expect it.
+fn uplink() -> OwnedFd {
+    let tap = common::tap(Some("up0".into()));
+    let up = Command::new("ifconfig").args(["up0", "10.9.0.1", "netmask", "255.255.255.0", "up"]).status();
+    assert!(up.unwrap().success());
+    tap
+}
+
+fn nic(tap: OwnedFd) -> (PortId, OwnedFd, Mac) {
+    (PortId::new(), tap, Mac([2, 0, 0, 0, 0, 1]))
+}
+
+/// Presses the power button until the guest has gone: one that has not loaded its driver yet loses a press.
+fn power_off(guest: &mut Guest) {
+    let until = Instant::now() + common::longest();
+    while guest.child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < until, "the guest does not power off");
+        let _ = vmm::control::send(guest.connect().as_fd(), br#"{"call":"power_button"}"#, None);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerButton);
+    assert!(guest.console().contains("L2: power button"));
+}
+
+#[test]
+#[ignore = "runs in the machine around"]
+fn linux_boots_and_takes_disks_in_and_out() {
+    let mut plan = linux("plug", 192, 2);
+    let root = file(&vec![0; 8 << 20]);
+    plan.disks.push(("root".into(), root.try_clone().unwrap(), false));
+    plan.nics.push(nic(uplink()));
+    let mut guest = Guest::start(plan);
+    guest.wait_console("L2: ready");
+    assert!(guest.console().contains(" 0% packet loss"));
+    let status = guest.wait_status(|status| status.disks.iter().all(|disk| disk.driver_ok));
+    assert_eq!(status.disks.len(), 1);
+
+    guest.done(&MachineCall::Pause);
+    guest.done(&MachineCall::Resume);
+
+    let volume = file(&vec![0; 4 << 20]);
+    for round in 0..2 {
+        let plug = MachineCall::PlugDisk {
+            key: "volume".into(),
+            read_only: false,
+            serial: "volume-serial".into(),
+            block_size: BlockSize::default(),
+            limits: Limits::default(),
+        };
+        assert_eq!(guest.call_with(&plug, Some(volume.as_fd())), MachineReply::Done);
+        guest.wait_status(|status| status.disks.len() == 2 && status.disks.iter().all(|disk| disk.driver_ok));
+        guest.wait_console_times("L2: disk vdb 8192 serial volume-serial", round + 1);
+        guest.done(&MachineCall::UnplugDisk { key: "volume".into() });
+        guest.wait_status(|status| status.disks.len() == 1);
+        guest.wait_console_times("L2: blocks vda \r\n", round + 2);
+    }
+
+    root.set_len(16 << 20).unwrap();
+    guest.done(&MachineCall::ResizeDisk { key: "root".into() });
+    guest.wait_console("L2: vda size 32768");
+
+    power_off(&mut guest);
+}
+
+#[test]
+#[ignore = "runs in the machine around"]
+fn linux_drives_every_device() {
+    let mut plan = linux("devices", 192, 2);
+    plan.disks.push(("root".into(), file(&vec![0; 8 << 20]), false));
+    plan.nics.push(nic(common::tap(None)));
+    plan.balloon = Some(BalloonConfig { target: MiB(0), deflate_on_oom: true });
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vsock");
+    plan.vsock = Some((7, UnixListener::bind(&path).unwrap().into()));
+    let log = file(&[]);
+    plan.virtio_console = Some([log.try_clone().unwrap(), file(&[])]);
+    let mut guest = Guest::start(plan);
+    guest.wait_console("L2: queues 2");
+    guest.wait_console("L2: address 02:00:00:00:00:77");
+    guest.wait_console("L2: mtu 1450");
+    assert!(!guest.console().contains("L2: no offloads"));
+    guest.wait_console("L2: printed");
+    let mut words = [0; 9];
+    log.read_exact_at(&mut words, 0).unwrap();
+    assert_eq!(&words, b"L2: words");
+
+    guest.wait_console("L2: listens");
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.write_all(b"CONNECT 52\n").unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    assert!(line.starts_with("OK "), "{line}");
+    let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    let copy = sent.clone();
+    let writer = std::thread::spawn(move || stream.write_all(&copy).map(|()| stream));
+    let mut back = vec![0; sent.len()];
+    reader.read_exact(&mut back).unwrap();
+    assert!(back == sent);
+    writer.join().unwrap().unwrap().shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0, "the guest closes when it has read all");
+
+    let balloon = |guest: &Guest| match guest.call(&MachineCall::BalloonStatus) {
+        MachineReply::Balloon(status) => status,
+        other => panic!("{other:?}"),
+    };
+    let reported = balloon(&guest).given_back;
+    guest.done(&MachineCall::Balloon { target: MiB(64) });
+    guest.wait_console("L2: freed");
+    let until = Instant::now() + common::longest();
+    while balloon(&guest).actual < 64 << 20 || balloon(&guest).statistics.total.is_none() {
+        assert!(Instant::now() < until, "{:?}", balloon(&guest));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let status = balloon(&guest);
+    assert!(status.given_back >= 64 << 20, "{status:?}");
+    println!("free pages reported before: {} MiB; now {status:?}", reported >> 20);
+
+    let (_, end) = guest.wait_end();
+    assert_eq!(end.unwrap().reason, EndReason::Watchdog, "{}", guest.console());
+}
+
+/// The last `tick` that a guest told, and when that was by its clock, in seconds since 1970.
+fn last_tick(guest: &Guest) -> (u64, u64) {
+    let console = guest.console();
+    let line = console.lines().rfind(|line| line.starts_with("L2: tick ") && line.contains(" at ")).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    (words[2].parse().unwrap(), words[4].parse().unwrap_or(0))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[test]
+#[ignore = "runs in the machine around"]
+fn linux_goes_on_from_a_snapshot() {
+    let root = file(&vec![0; 8 << 20]);
+    let plan = |restore| {
+        let mut plan = linux("tick", 128, 2);
+        plan.disks.push(("root".into(), root.try_clone().unwrap(), false));
+        plan.restore = restore;
+        plan
+    };
+    let mut guest = Guest::start(plan(None));
+    guest.wait_console("L2: tick 5 ");
+    let (files, taken) = guest.snapshot();
+    println!("\nfigure snapshot stood {} us, {} MiB", taken.stood_us, taken.memory_bytes >> 20);
+    let (before, _) = last_tick(&guest);
+    guest.done(&MachineCall::Stop);
+    guest.wait_end();
+    // Long enough for a clock that stood still to be found out.
+    std::thread::sleep(Duration::from_secs(8));
+    let mut guest = Guest::start(plan(Some(files)));
+    guest.wait_console(&format!("L2: tick {} ", before + 8));
+    let (_, time) = last_tick(&guest);
+    assert!(time.abs_diff(now()) <= 5, "the guest's clock says {time}, the host's {}", now());
+    let console = guest.console();
+    assert!(!console.contains("L2: the disk has") && !console.contains("L2: init"), "{console}");
+    guest.done(&MachineCall::Stop);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::Stopped);
+}
+
+#[test]
+#[ignore = "runs in the machine around"]
+fn linux_loads_a_disk_and_a_network_interface() {
+    let mut plan = linux("load", 192, 2);
+    let root = file(&[]);
+    root.set_len(64 << 20).unwrap();
+    plan.disks.push(("root".into(), root, false));
+    plan.nics.push(nic(uplink()));
+    let listener = TcpListener::bind(("0.0.0.0", TCP_PORT)).unwrap();
+    let server = std::thread::spawn(move || {
+        let (data, wanted) = stream_of(TALK);
+        for wish in [b'u', b'd'] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = [0];
+            stream.read_exact(&mut asked).unwrap();
+            assert_eq!(asked[0], wish);
+            if wish == b'u' {
+                let mut got = vec![0; TALK];
+                stream.read_exact(&mut got).unwrap();
+                assert_eq!(sum(&got), wanted);
+                stream.write_all(&sum(&got).to_le_bytes()).unwrap();
+            } else {
+                stream.write_all(&data).unwrap();
+            }
+        }
+    });
+    let mut guest = Guest::start(plan);
+    guest.wait_console("L2: disk ok");
+    guest.wait_console("L2: network ok");
+    server.join().unwrap();
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff);
+}
+
+#[test]
+#[ignore = "runs in the machine around"]
+fn linux_reboots_again_and_again() {
+    let rounds: u32 = std::env::var("VMM_TEST_REBOOTS").unwrap().parse().unwrap();
+    for round in 0..rounds {
+        let mut guest = Guest::start(linux("reboot", 96, 1));
+        let (_, end) = guest.wait_end();
+        let end = end.unwrap();
+        assert_eq!(end.reason, EndReason::Reset, "round {round}: {}", end.detail);
+        assert!(guest.console().contains("L2: up"), "round {round}: {}", guest.console());
+    }
+}
+
+#[test]
+#[ignore = "runs in the machine around"]
+fn eight_guests_at_once() {
+    let mut guests: Vec<Guest> = (0..8).map(|_| Guest::start(linux("wait", 96, 1))).collect();
+    for guest in &mut guests {
+        guest.wait_console("L2: ready");
+    }
+    for guest in &mut guests {
+        guest.status();
+    }
+    for guest in &mut guests {
+        power_off(guest);
+    }
+}
+
+/// Two disks of files that need their host to remember them.
+fn power_cut_disks() -> [File; 2] {
+    ["flushed", "loose"].map(|name| {
+        let file =
+            File::options().read(true).write(true).create(true).truncate(false).open(format!("/disk/{name}"));
+        let file = file.unwrap();
+        file.set_len(256 << 20).unwrap();
+        file
+    })
+}
+
+#[test]
+#[ignore = "runs in the machine around"]
+fn writes_until_the_power_is_cut() {
+    let mut plan = linux("write", 128, 2);
+    let [flushed, loose] = power_cut_disks();
+    // That there are such files is not what is looked at later.
+    nix::unistd::sync();
+    plan.disks.push(("flushed".into(), flushed, false));
+    plan.disks.push(("loose".into(), loose, false));
+    let guest = Guest::start(plan);
+    let mut console = File::options().write(true).open("/dev/console").unwrap();
+    let mut told = 0;
+    let until = Instant::now() + common::longest();
+    while Instant::now() < until {
+        let said = guest.console();
+        let lines: Vec<&str> = said
+            .lines()
+            .filter(|line| line.starts_with("L2: flushed ") && line.ends_with(" written"))
+            .collect();
+        for line in &lines[told..] {
+            let line = line.replace("L2: flushed", "acknowledged");
+            console.write_all(format!("{line}\n").as_bytes()).unwrap();
+        }
+        told = lines.len();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the power was not cut: {}", guest.console());
+}
+
+#[test]
+#[ignore = "runs in the machine around"]
+fn looks_at_what_is_left() {
+    let left = power_cut_disks().map(|file| {
+        let mut back = Block([0; BLOCK]);
+        (0u64..)
+            .take_while(|number| {
+                file.read_exact_at(&mut back.0, number * BLOCK as u64).unwrap();
+                back.0 == record(*number).0
+            })
+            .count()
+    });
+    println!("\nfigure records {} {}", left[0], left[1]);
+}
