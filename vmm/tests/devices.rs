@@ -34,12 +34,7 @@ fn a_guest_reads_its_disk_over_pci() {
     }
     // Reset by the driver, waiting until it is done, and no answer while the device is idle.
     let asm = asm.write8(BAR + 0x14, 0);
-    let asm = {
-        let start = asm.here();
-        let asm = asm.read8(BAR + 0x14).raw(&[0x84, 0xc0]);
-        let next = asm.here() + 6;
-        asm.raw(&[0x0f, 0x85]).raw(&start.wrapping_sub(next).to_le_bytes())
-    };
+    let asm = asm.until_zero(BAR + 0x14);
     let mut content = vec![0u8; 4096];
     content[512..518].copy_from_slice(b"sector");
     let mut plan = Plan::new(asm.print("reset").power_off().elf());

@@ -105,6 +105,15 @@ impl Asm {
         asm.raw(&[0x0f, 0x84]).raw(&start.wrapping_sub(next).to_le_bytes())
     }
 
+    /// Waits until the byte at an address is zero.
+    pub fn until_zero(self, address: u32) -> Self {
+        let start = self.here();
+        let asm = self.read8(address).raw(&[0x84, 0xc0]);
+        // jnz back to the start
+        let next = asm.here() + 6;
+        asm.raw(&[0x0f, 0x85]).raw(&start.wrapping_sub(next).to_le_bytes())
+    }
+
     pub fn jump(self, to: u32) -> Self {
         let next = self.here() + 5;
         self.raw(&[0xe9]).raw(&to.wrapping_sub(next).to_le_bytes())
