@@ -3,6 +3,9 @@
 //! A vector is *open* while the guest has MSI-X enabled, the function unmasked and the vector unmasked. Signalling an open
 //! vector writes its eventfd, which KVM turns into the message of the vector's route; any thread may do it without a lock. Signalling a
 //! closed one sets its pending bit, which opening delivers.
+//!
+//! A vector whose event was given away ([`Msix::event`]) is signalled by others, who know nothing of masks: while it is closed KVM does
+//! not listen, so that the event itself remembers what is pending.
 
 use crate::machine::layout::IOAPIC_PINS;
 use crate::virtio::RestoreError;
@@ -84,6 +87,20 @@ struct Vector {
     event: EventFd,
     gsi: u32,
     open: AtomicBool,
+    /// Others may write the event.
+    given: AtomicBool,
+}
+
+impl Vector {
+    /// Whether a given event was written while nobody listened.
+    fn waits(&self) -> bool {
+        let closed = self.given.load(Ordering::SeqCst) && !self.open.load(Ordering::SeqCst);
+        let waits = closed && self.event.read().is_ok();
+        if waits {
+            let _ = self.event.write(1);
+        }
+        waits
+    }
 }
 
 struct Table {
@@ -112,7 +129,8 @@ impl Msix {
         let vectors = (0..count)
             .map(|index| {
                 let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-                Ok(Vector { event, gsi: first + u32::from(index), open: AtomicBool::new(false) })
+                let (open, given) = (AtomicBool::new(false), AtomicBool::new(false));
+                Ok(Vector { event, gsi: first + u32::from(index), open, given })
             })
             .collect::<std::io::Result<Vec<_>>>()?;
         let mut bytes = vec![0u8; usize::from(count) * ENTRY];
@@ -150,6 +168,23 @@ impl Msix {
         }
     }
 
+    /// The event that signals a vector, for others to write, whether or not it is open. `None` when there is no such vector.
+    pub fn event(&self, index: u16) -> Option<std::io::Result<EventFd>> {
+        let vector = self.vectors.get(usize::from(index))?;
+        let mut table = self.table();
+        vector.given.store(true, Ordering::SeqCst);
+        self.settle(&mut table, usize::from(index));
+        Some(vector.event.try_clone())
+    }
+
+    /// What is pending: signalled while closed.
+    fn pending(&self) -> u64 {
+        let waits = (0u32..).zip(&self.vectors).filter(|(_, vector)| vector.waits());
+        waits.fold(self.pending.load(Ordering::SeqCst), |bits, (index, _)| {
+            bits | 1u64.checked_shl(index).unwrap_or_default()
+        })
+    }
+
     /// Message control as the guest reads it: the table's size in the low bits.
     #[must_use]
     pub fn control(&self) -> u16 {
@@ -167,7 +202,7 @@ impl Msix {
     #[must_use]
     pub fn save(&self) -> MsixState {
         let table = self.table();
-        let pending = self.pending.load(Ordering::SeqCst);
+        let pending = self.pending();
         MsixState { table: table.bytes.clone(), control: table.control, pending }
     }
 
@@ -216,7 +251,7 @@ impl Msix {
 
     /// Reads the pending bit array.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
-        let bits = self.pending.load(Ordering::SeqCst).to_le_bytes();
+        let bits = self.pending().to_le_bytes();
         for (at, to) in (offset..).zip(data.iter_mut()) {
             *to = usize::try_from(at).ok().and_then(|at| bits.get(at)).copied().unwrap_or_default();
         }
@@ -239,6 +274,11 @@ impl Msix {
         let (data, masked) = (word(8), word(12) & VECTOR_MASK != 0);
         if table.control & ENABLE == 0 || table.control & FUNCTION_MASK != 0 || masked {
             vector.open.store(false, Ordering::SeqCst);
+            if vector.given.load(Ordering::SeqCst)
+                && let Some(attached) = table.attached.get_mut(index).filter(|attached| **attached)
+            {
+                *attached = self.routes.vm.unregister_irqfd(&vector.event, vector.gsi).is_err();
+            }
             return;
         }
         // A message that KVM refuses leaves the vector closed: the guest asked for nonsense.

@@ -6,13 +6,12 @@
 mod packet;
 
 use nix::poll::{PollFd, PollFlags};
-use packet::Received;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use wire::machine::{MAX_PACKET, MachineCall, MachineReply};
 use wire::{Refused, RefusedKind};
 
-pub use packet::{receive_reply, send, send_with};
+pub use packet::{Received, receive, receive_reply, send, send_with};
 
 /// Most clients at a time; the oldest goes when another one comes.
 const MAX_CLIENTS: usize = 16;

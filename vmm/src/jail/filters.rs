@@ -249,6 +249,19 @@ pub const MOVER: &[&[Allow]] = &[
     ],
 ];
 
+/// Who speaks to another process that works a device: sends and receives messages with descriptors, signals events, and nothing else.
+pub const BACKEND: &[&[Allow]] = &[
+    COMMON,
+    &[
+        Any(libc::SYS_poll),
+        Any(libc::SYS_recvmsg),
+        Any(libc::SYS_sendmsg),
+        Any(libc::SYS_shutdown),
+        // Debug builds look at a descriptor before they close it.
+        OneOf(libc::SYS_fcntl, 1, &[libc::F_GETFD as u64]),
+    ],
+];
+
 /// The driver: what workers need, the control socket, and starting threads.
 pub const DRIVER: &[&[Allow]] = &[
     COMMON,

@@ -42,6 +42,8 @@ pub enum ThreadKind {
     Sockets,
     /// The thread that copies memory for a snapshot or a migration.
     Mover,
+    /// Who speaks to another process that works a device.
+    Backend,
 }
 
 /// Why the jail could not be entered.
@@ -155,6 +157,7 @@ struct Programs {
     worker: BpfProgram,
     sockets: BpfProgram,
     mover: BpfProgram,
+    backend: BpfProgram,
 }
 
 static PROGRAMS: OnceLock<Programs> = OnceLock::new();
@@ -172,6 +175,7 @@ pub fn arm() -> Result<(), JailError> {
         worker: compile(filters::WORKER).map_err(bad)?,
         sockets: compile(filters::SOCKETS).map_err(bad)?,
         mover: compile(filters::MOVER).map_err(bad)?,
+        backend: compile(filters::BACKEND).map_err(bad)?,
     };
     bound_arenas();
     let _ = PROGRAMS.set(programs);
@@ -210,6 +214,7 @@ pub fn confine(kind: ThreadKind) -> std::io::Result<()> {
         ThreadKind::Worker => apply(&programs.worker),
         ThreadKind::Sockets => apply(&programs.sockets),
         ThreadKind::Mover => apply(&programs.mover),
+        ThreadKind::Backend => apply(&programs.backend),
     }
 }
 

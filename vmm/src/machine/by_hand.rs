@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use super::connector::{self, Connector};
 use super::driver::{Driver, Typed};
 use super::memory::Ram;
 use super::slots::Role;
@@ -9,6 +10,7 @@ use super::{BuildError, Origin, Setup, build, devices};
 use crate::jail::{self, JailError, ThreadKind};
 use crate::snapshot::{self, SlotState, SnapshotError};
 use crate::virtio::blk::BlkConfig;
+use crate::virtio::vhost_user::kind::TAG_MAX;
 use clap::Args;
 use kvm_ioctls::Kvm;
 use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
@@ -19,7 +21,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
-use wire::machine::{CpuModel, EndReason, Identity, MemoryBacking, NicLimits, Pages, Topology};
+use wire::machine::{
+    BackendDevice, CpuModel, EndReason, Identity, MemoryBacking, NicLimits, Pages, Topology,
+};
 
 /// MTU of a tap that is used by hand.
 const MTU: u16 = 1500;
@@ -63,6 +67,15 @@ pub struct RunArgs {
     /// Name of an existing tap device; may be repeated
     #[arg(long = "tap")]
     pub taps: Vec<String>,
+    /// Socket where a vhost-user-blk back end listens; may be repeated
+    #[arg(long = "vhost-user-blk", value_name = "SOCKET")]
+    pub vhost_user_blk: Vec<PathBuf>,
+    /// Socket where a vhost-user-net back end listens; may be repeated
+    #[arg(long = "vhost-user-net", value_name = "SOCKET")]
+    pub vhost_user_net: Vec<PathBuf>,
+    /// Shared directory: the tag that the guest mounts it by, and the socket where virtiofsd listens; may be repeated
+    #[arg(long = "fs", value_name = "TAG=SOCKET", value_parser = tag_and_socket)]
+    pub fs: Vec<(String, PathBuf)>,
     /// Directory for one snapshot, which Ctrl-A s takes: the files `state` and `memory`, which must not be there yet
     #[arg(long)]
     pub snapshot: Option<PathBuf>,
@@ -80,9 +93,24 @@ pub struct RunArgs {
     pub kvm: PathBuf,
 }
 
+fn tag_and_socket(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((tag, socket)) if (1..=TAG_MAX).contains(&tag.len()) && !socket.is_empty() => {
+            Ok((tag.to_owned(), socket.into()))
+        }
+        _ => Err(format!(
+            "'{text}' is no shared directory: give a tag of 1 to {TAG_MAX} bytes and virtiofsd's socket, as in data=/run/data.sock"
+        )),
+    }
+}
+
 /// Why a guest did not start.
 #[derive(Debug, thiserror::Error)]
 enum RunError {
+    #[error("cannot connect to a back end at {path}: {source}; start it first, listening there", path = path.display())]
+    Backend { path: PathBuf, source: std::io::Error },
+    #[error("cannot start the process that connects to back ends: {0}")]
+    Connector(std::io::Error),
     #[error("cannot open the {what} {path}: {source}{remedy}", path = path.display())]
     Open { what: &'static str, path: PathBuf, source: std::io::Error, remedy: &'static str },
     #[error(
@@ -131,6 +159,12 @@ pub fn main_run(args: &RunArgs) -> ExitCode {
 }
 
 fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
+    let backends = backends(args);
+    let sockets: Vec<PathBuf> = backends.iter().map(|(_, socket)| socket.clone()).collect();
+    // Before anything is open that it would have too.
+    let mut connector =
+        (!sockets.is_empty()).then(|| Connector::start(&sockets).map_err(RunError::Connector)).transpose()?;
+    let backends = backends.into_iter().map(connected).collect::<Result<Vec<_>, _>>()?;
     let kvm_hint =
         "; is virtualisation switched on, the kvm module loaded, and may you use it? `vmm probe` tells more";
     let kvm = open("KVM device", &args.kvm, true, kvm_hint)?.into_raw_fd();
@@ -142,7 +176,11 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
         Origin::Boot { .. } => None,
         Origin::Snapshot { state, .. } => Some(state.slots.clone()),
     };
-    let backing = MemoryBacking { shared: args.shared, pages: args.pages, prefault: args.prefault };
+    let backing = MemoryBacking {
+        shared: args.shared || connector.is_some(),
+        pages: args.pages,
+        prefault: args.prefault,
+    };
     let setup = Setup {
         kvm,
         vcpus,
@@ -172,7 +210,13 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     let mut made = vec![devices::entropy().map_err(plugged)?];
     let mut ports = roles.iter().flatten().filter_map(|slot| match &slot.role {
         Role::Nic { port } => Some(*port),
-        Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Memory | Role::Disk { .. } => None,
+        Role::Rng
+        | Role::Balloon
+        | Role::Vsock
+        | Role::Console
+        | Role::Memory
+        | Role::Disk { .. }
+        | Role::Files { .. } => None,
     });
     for (index, tap) in (1u8..).zip(taps) {
         let mac = Mac([2, 0, 0, 0, 0, index]);
@@ -181,12 +225,31 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     }
     let mut keys = roles.iter().flatten().filter_map(|slot| match &slot.role {
         Role::Disk { key } => Some(key.clone()),
-        Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Memory | Role::Nic { .. } => None,
+        Role::Rng
+        | Role::Balloon
+        | Role::Vsock
+        | Role::Console
+        | Role::Memory
+        | Role::Nic { .. }
+        | Role::Files { .. } => None,
     });
     for (path, file, read_only) in disks {
         let config = BlkConfig { read_only, queues: devices::disk_queues(vcpus), ..BlkConfig::default() };
         let key = keys.next().unwrap_or_else(|| path.display().to_string());
         made.push(devices::disk(key, file.into(), &config).map_err(plugged)?);
+    }
+    for (mut device, socket) in backends {
+        match &mut device {
+            BackendDevice::Disk { key } => *key = keys.next().unwrap_or_else(|| key.clone()),
+            BackendDevice::Nic { port, .. } => *port = ports.next().unwrap_or(*port),
+            BackendDevice::Files { .. } => {}
+        }
+        let (signals, memory) = (built.slots().signals(), built.slots().guest_memory());
+        let notify = std::sync::Arc::new(move || signals.wake());
+        made.push(devices::backend(&device, socket, &memory, vcpus, notify).map_err(plugged)?);
+        if let Some(connector) = &mut connector {
+            connector.add(devices::role_of(&device.name()));
+        }
     }
     match &roles {
         None => {
@@ -201,11 +264,36 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     let machine = built.start(jail::confine_vcpu)?;
     jail::confine(ThreadKind::Driver).map_err(RunError::Confine)?;
     let mut driver = Driver::new(machine, None, Some(typed));
+    driver.connector = connector;
     let end = driver.run();
     // The process ends: taking the machine apart first would only cost time.
     std::mem::forget(driver);
     drop(terminal);
     Ok(end)
+}
+
+/// The devices that back ends work, and where those listen.
+fn backends(args: &RunArgs) -> Vec<(BackendDevice, PathBuf)> {
+    let disks = args.vhost_user_blk.iter().map(|socket| {
+        let key = socket.display().to_string();
+        (BackendDevice::Disk { key }, socket.clone())
+    });
+    // After the taps.
+    let first = u8::try_from(args.taps.len()).unwrap_or(u8::MAX).saturating_add(1);
+    let nics = (first..).zip(&args.vhost_user_net).map(|(index, socket)| {
+        let mac = Mac([2, 0, 0, 0, 0, index]);
+        (BackendDevice::Nic { port: PortId::new(), mac, mtu: MTU }, socket.clone())
+    });
+    let files =
+        args.fs.iter().map(|(tag, socket)| (BackendDevice::Files { tag: tag.clone() }, socket.clone()));
+    disks.chain(nics).chain(files).collect()
+}
+
+fn connected((device, path): (BackendDevice, PathBuf)) -> Result<(BackendDevice, OwnedFd), RunError> {
+    match connector::connect(&path) {
+        Ok(socket) => Ok((device, socket)),
+        Err(source) => Err(RunError::Backend { path, source }),
+    }
 }
 
 /// Where the guest begins, and its vCPUs and memory.

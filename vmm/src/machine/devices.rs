@@ -5,20 +5,23 @@ use super::slots::{PlugError, Role};
 use crate::backend::file::DiskFile;
 use crate::backend::tap::Tap;
 use crate::jail::{ThreadKind, confine};
-use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Blk, BlkConfig};
 use crate::virtio::console::{Console, Output};
 use crate::virtio::mem::Mem;
 use crate::virtio::net::{Net, NetConfig};
 use crate::virtio::rng::Rng;
+use crate::virtio::vhost_user::kind::{Kind, TAG_MAX};
+use crate::virtio::vhost_user::peer::{Notify, stream};
+use crate::virtio::vhost_user::{VhostUser, link};
 use crate::virtio::vsock::Vsock;
 use crate::virtio::worker::Confine;
+use crate::virtio::{Memory, VirtioDevice};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use wire::MiB;
 use wire::ids::{Mac, PortId};
-use wire::machine::{BalloonConfig, NicLimits};
+use wire::machine::{BackendDevice, BackendName, BalloonConfig, NicLimits};
 
 /// A device and what it is to the outside.
 pub type Made = (Role, Box<dyn VirtioDevice>);
@@ -99,4 +102,48 @@ pub fn nic(
     let taps = taps.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let device = Net::new(taps, NetConfig { mac: mac.0, mtu }, [limits.to_guest, limits.from_guest], worker);
     Ok((Role::Nic { port }, Box::new(device)))
+}
+
+/// What a device that another process works is to the outside.
+#[must_use]
+pub fn role_of(name: &BackendName) -> Role {
+    match name {
+        BackendName::Disk { key } => Role::Disk { key: key.clone() },
+        BackendName::Nic { port } => Role::Nic { port: *port },
+        BackendName::Files { tag } => Role::Files { tag: tag.clone() },
+    }
+}
+
+/// A device that another process works, on a connection to it. The process is asked what it offers, within seconds. `notify` is
+/// called when it comes or goes.
+///
+/// # Errors
+/// The guest's memory is not shared, or the process is of no use.
+pub fn backend(
+    device: &BackendDevice,
+    socket: OwnedFd,
+    memory: &Memory,
+    vcpus: u32,
+    notify: Notify,
+) -> Result<Made, PlugError> {
+    let role = role_of(&device.name());
+    let failed = |source| PlugError::Host { what: role.to_string(), source };
+    let wrong = |text: &str| failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, text.to_owned()));
+    if !link::is_shared(memory) {
+        return Err(wrong(
+            "another process is to work it, and the guest's memory is private: start the machine with shared memory",
+        ));
+    }
+    let kind = match device {
+        BackendDevice::Disk { .. } => Kind::Disk { queues: disk_queues(vcpus) },
+        BackendDevice::Nic { mac, mtu, .. } => Kind::Nic { mac: mac.0, mtu: *mtu },
+        BackendDevice::Files { tag } if (1..=TAG_MAX).contains(&tag.len()) => {
+            Kind::Files { tag: tag.clone() }
+        }
+        BackendDevice::Files { .. } => return Err(wrong("its tag has 1 to 36 bytes")),
+    };
+    let confine: Confine = Box::new(|| confine(ThreadKind::Backend));
+    let stream = stream(socket).map_err(failed)?;
+    let device = VhostUser::new(role.to_string(), kind, stream, notify, confine).map_err(failed)?;
+    Ok((role, Box::new(device)))
 }

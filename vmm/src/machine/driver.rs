@@ -4,6 +4,7 @@
 //! it compares what [`MachineStatus`] would say with what it said before, which is what makes the sequence number grow.
 
 use super::Machine;
+use super::connector::Connector;
 use super::devices;
 use super::memory;
 use super::slots::PlugError;
@@ -16,11 +17,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::ids::PortId;
 use wire::machine::{
-    EndReason, Limits, MachineCall, MachineEnd, MachineReply, MachineState, MachineStatus, NicLimits,
-    PROTOCOL, SnapshotTaken,
+    BackendDevice, BackendName, EndReason, Limits, MachineCall, MachineEnd, MachineReply, MachineState,
+    MachineStatus, NicLimits, PROTOCOL, SnapshotTaken,
 };
 use wire::{MiB, Refused};
 
@@ -98,6 +100,8 @@ pub struct Driver {
     machine: Machine,
     server: Option<Server>,
     typed: Option<Typed>,
+    /// Keeps devices connected to their back ends, in a machine run by hand.
+    pub connector: Option<Connector>,
     waiters: Vec<Waiter>,
     status: MachineStatus,
     transfer: Option<Transfer>,
@@ -117,8 +121,18 @@ impl Driver {
             power_button_presses: 0,
             panicked: false,
             transfer: None,
+            backends: machine.slots.backends(),
         };
-        Self { machine, server, typed, waiters: Vec::new(), status, transfer: None, logged: 0 }
+        Self {
+            machine,
+            server,
+            typed,
+            connector: None,
+            waiters: Vec::new(),
+            status,
+            transfer: None,
+            logged: 0,
+        }
     }
 
     /// Runs the machine until it ends, and returns how.
@@ -147,6 +161,9 @@ impl Driver {
             self.machine.slots.eject(ejected);
             self.tend_transfer();
             self.type_input();
+            if let Some(connector) = &mut self.connector {
+                connector.turn(&self.machine.slots);
+            }
             self.snapshot_by_hand();
             for incoming in self.server.as_mut().map(Server::take).unwrap_or_default() {
                 self.serve(incoming);
@@ -185,6 +202,10 @@ impl Driver {
                 let again = Instant::now() + TYPE_AGAIN;
                 timeout = Some(timeout.map_or(again, |until| until.min(again)));
             }
+        }
+        if let Some(connector) = &self.connector {
+            fds.push(PollFd::new(connector.answers(), PollFlags::POLLIN));
+            timeout = timeout.into_iter().chain(connector.deadline()).min();
         }
         if let Some(server) = &self.server {
             fds.extend(server.poll_fds());
@@ -292,6 +313,7 @@ impl Driver {
             state,
             disks: self.machine.slots.disks(),
             nics: self.machine.slots.nics(),
+            backends: self.machine.slots.backends(),
             panicked: self.machine.signals().panicked(),
             transfer: match &self.transfer {
                 Some(transfer) => Some(transfer.status()),
@@ -403,6 +425,12 @@ impl Driver {
                 Some(memory) => return self.reply(client, &MachineReply::Memory(memory)),
                 None => Err(no_plugging()),
             },
+            MachineCall::PlugBackend { device } => self.plug_backend(&device, fds.pop()),
+            MachineCall::ConnectBackend { device } => self.connect_backend(&device, fds.pop()),
+            MachineCall::UnplugFiles { tag } => {
+                self.unplug(self.machine.slots.files(&tag));
+                Ok(())
+            }
             MachineCall::ResizeDisk { key } => self.resize(&key),
         };
         let reply = match result {
@@ -419,6 +447,31 @@ impl Driver {
         }
         let (role, device) = devices::disk(key, with_fd(fd)?, config).map_err(refuse)?;
         self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
+    }
+
+    fn plug_backend(&mut self, device: &BackendDevice, fd: Option<OwnedFd>) -> Result<(), Refused> {
+        if let BackendDevice::Disk { key } = device {
+            check_disk(key, "", &Limits::default())?;
+        }
+        let slots = &mut self.machine.slots;
+        if let Some(slot) = slots.role(&devices::role_of(&device.name())) {
+            return self.already(slot);
+        }
+        let signals = slots.signals();
+        let notify = Arc::new(move || signals.wake());
+        let (socket, memory) = (with_fd(fd)?, slots.guest_memory());
+        let made = devices::backend(device, socket, &memory, self.machine.vcpus(), notify);
+        let (role, device) = made.map_err(refuse)?;
+        self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
+    }
+
+    fn connect_backend(&self, device: &BackendName, fd: Option<OwnedFd>) -> Result<(), Refused> {
+        let (role, connection) = (devices::role_of(device), with_fd(fd)?);
+        let slot = self.machine.slots.role(&role);
+        match slot.and_then(|slot| self.machine.slots.connect(slot, connection)) {
+            Some(connected) => connected.map_err(|error| Refused::invalid(format!("the {role}: {error}"))),
+            None => Err(Refused::missing(format!("this machine has no {role} with a back end"))),
+        }
     }
 
     fn snapshot(

@@ -10,6 +10,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod by_hand;
+pub mod connector;
 pub mod cpu;
 pub mod cpuid;
 pub mod devices;
@@ -446,6 +447,9 @@ impl Machine {
         self.slots.eject(ejected);
         if self.signals.ended() {
             return Err(SnapshotError::Ended);
+        }
+        if let Some(why) = self.slots.unsaved(false) {
+            return Err(SnapshotError::Unsaved(why));
         }
         let saver = snapshot::vcpu::Saver::new(&self.kept.system)?;
         let mut tsc_khz = 0;

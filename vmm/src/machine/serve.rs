@@ -18,7 +18,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::process::ExitCode;
-use wire::machine::{EndReason, Fd, MAX_DISKS, MAX_NICS, MachineConfig, MachineEnd};
+use std::sync::Arc;
+use wire::machine::{BackendDevice, EndReason, Fd, Limits, MAX_DISKS, MAX_NICS, MachineConfig, MachineEnd};
 
 /// Largest configuration in bytes.
 const LARGEST_CONFIG: u64 = 1 << 20;
@@ -106,7 +107,10 @@ fn serve(
 ) -> Result<Served, ServeError> {
     check(config)?;
     // Before the jail: afterwards nothing can be looked at.
-    let ram = Ram { most: config.max_memory, ..Ram::new(config.memory, config.memory_backing) };
+    let mut backing = config.memory_backing;
+    // Back ends map it.
+    backing.shared |= !config.backends.is_empty();
+    let ram = Ram { most: config.max_memory, ..Ram::new(config.memory, backing) };
     if jailed {
         let to_be = config.jail.as_ref().ok_or(JailError::Missing)?;
         jail::leave_namespaces()?;
@@ -174,6 +178,13 @@ fn serve(
         };
         let disk = devices::disk(disk.key.clone(), file, &of);
         made.push(disk.map_err(plugged)?);
+    }
+    for backend in &config.backends {
+        let signals = built.slots().signals();
+        let (socket, memory) = (descriptors.take(backend.socket_fd)?, built.slots().guest_memory());
+        let notify = Arc::new(move || signals.wake());
+        let device = devices::backend(&backend.device, socket, &memory, config.vcpus, notify);
+        made.push(device.map_err(plugged)?);
     }
     match slots {
         None => {
@@ -263,6 +274,12 @@ fn check(config: &MachineConfig) -> Result<(), ServeError> {
                 "{queues} queues for network interface {}; at most {MAX_PAIRS} fit",
                 nic.port
             ));
+        }
+    }
+    for backend in &config.backends {
+        if let BackendDevice::Disk { key } = &backend.device {
+            check_disk(key, "", &Limits::default())
+                .map_err(|refused| ServeError::Config(refused.to_string()))?;
         }
     }
     for disk in &config.disks {

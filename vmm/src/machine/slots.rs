@@ -5,17 +5,22 @@
 use super::memory;
 use crate::bus::pci::PciBus;
 use crate::bus::power::Power;
+use crate::machine::signals::Signals;
 use crate::snapshot::{SlotState, SnapshotError};
 use crate::virtio::transport::{Host, VirtioPci};
-use crate::virtio::{RestoreError, Snapshot, VirtioDevice};
+use crate::virtio::{Memory, RestoreError, Snapshot, VirtioDevice};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wire::MiB;
 use wire::ids::PortId;
-use wire::machine::{BalloonStatus, DiskStatus, Limits, MAX_DISKS, MAX_NICS, MemoryStatus, NicStatus};
+use wire::machine::{
+    BackendName, BackendStatus, BalloonStatus, DiskStatus, Limits, MAX_DISKS, MAX_NICS, MemoryStatus,
+    NicStatus,
+};
 
 const RNG_SLOT: RangeInclusive<u8> = 1..=1;
 const NIC_SLOTS: RangeInclusive<u8> = 2..=9;
@@ -50,6 +55,23 @@ pub enum Role {
         /// Its port.
         port: PortId,
     },
+    /// A shared directory.
+    Files {
+        /// What the guest mounts it by.
+        tag: String,
+    },
+}
+
+impl Role {
+    /// Which device of a back end it would be, if it had one.
+    fn backend(&self) -> Option<BackendName> {
+        match self {
+            Self::Disk { key } => Some(BackendName::Disk { key: key.clone() }),
+            Self::Nic { port } => Some(BackendName::Nic { port: *port }),
+            Self::Files { tag } => Some(BackendName::Files { tag: tag.clone() }),
+            Self::Rng | Self::Balloon | Self::Vsock | Self::Console | Self::Memory => None,
+        }
+    }
 }
 
 impl fmt::Display for Role {
@@ -62,6 +84,7 @@ impl fmt::Display for Role {
             Self::Memory => f.write_str("memory device"),
             Self::Disk { key } => write!(f, "disk '{key}'"),
             Self::Nic { port } => write!(f, "network interface {port}"),
+            Self::Files { tag } => write!(f, "shared directory '{tag}'"),
         }
     }
 }
@@ -127,6 +150,18 @@ impl Slots {
         self.find(|role| matches!(role, Role::Nic { port: own } if *own == port))
     }
 
+    /// Slot of a shared directory.
+    #[must_use]
+    pub fn files(&self, tag: &str) -> Option<u8> {
+        self.find(|role| matches!(role, Role::Files { tag: own } if own == tag))
+    }
+
+    /// Slot of a device by what it is to the outside.
+    #[must_use]
+    pub fn role(&self, wanted: &Role) -> Option<u8> {
+        self.find(|role| role == wanted)
+    }
+
     fn find(&self, wanted: impl Fn(&Role) -> bool) -> Option<u8> {
         self.entries.iter().find(|(_, entry)| wanted(&entry.role)).map(|(slot, _)| *slot)
     }
@@ -142,19 +177,33 @@ impl Slots {
     /// # Errors
     /// No slot, a taken name, or the host has no more descriptors.
     pub fn plug(&mut self, role: Role, device: Box<dyn VirtioDevice>, hot: bool) -> Result<u8, PlugError> {
-        let (mut slots, name, taken) = match &role {
-            Role::Rng => (RNG_SLOT, role.to_string(), None),
-            Role::Balloon => (BALLOON_SLOT, role.to_string(), None),
-            Role::Vsock => (VSOCK_SLOT, role.to_string(), None),
-            Role::Console => (CONSOLE_SLOT, role.to_string(), None),
-            Role::Memory => (MEMORY_SLOT, role.to_string(), None),
-            Role::Disk { key } => (DISK_SLOTS, role.to_string(), self.disk(key)),
-            Role::Nic { port } => (NIC_SLOTS, role.to_string(), self.nic(*port)),
+        let (mut slots, taken) = match &role {
+            Role::Rng => (RNG_SLOT, None),
+            Role::Balloon => (BALLOON_SLOT, None),
+            Role::Vsock => (VSOCK_SLOT, None),
+            Role::Console => (CONSOLE_SLOT, None),
+            Role::Memory => (MEMORY_SLOT, None),
+            Role::Disk { key } => (DISK_SLOTS, self.disk(key)),
+            Role::Nic { port } => (NIC_SLOTS, self.nic(*port)),
+            // From the other end, so that disks keep their names.
+            Role::Files { tag } => (DISK_SLOTS, self.files(tag)),
         };
+        let name = role.to_string();
         if taken.is_some() {
             return Err(PlugError::Exists(name));
         }
-        let slot = slots.find(|slot| !self.entries.contains_key(slot)).ok_or(PlugError::Full)?;
+        let free = |slot: &u8| !self.entries.contains_key(slot);
+        let slot = match &role {
+            Role::Files { .. } => slots.rfind(free),
+            Role::Rng
+            | Role::Balloon
+            | Role::Vsock
+            | Role::Console
+            | Role::Memory
+            | Role::Disk { .. }
+            | Role::Nic { .. } => slots.find(free),
+        };
+        let slot = slot.ok_or(PlugError::Full)?;
         let device = VirtioPci::new(self.host.clone(), slot, device)
             .map_err(|source| PlugError::Host { what: name, source })?;
         self.put(slot, role, device, false);
@@ -326,7 +375,13 @@ impl Slots {
                     driver_ok: device.driver_ok(),
                 })
             }
-            Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Memory | Role::Nic { .. } => None,
+            Role::Rng
+            | Role::Balloon
+            | Role::Vsock
+            | Role::Console
+            | Role::Memory
+            | Role::Nic { .. }
+            | Role::Files { .. } => None,
         });
         disks.collect()
     }
@@ -339,11 +394,56 @@ impl Slots {
                 let driver_ok = entry.device().driver_ok();
                 Some(NicStatus { port: *port, unplugging: entry.unplugging, driver_ok })
             }
-            Role::Rng | Role::Balloon | Role::Vsock | Role::Console | Role::Memory | Role::Disk { .. } => {
-                None
-            }
+            Role::Rng
+            | Role::Balloon
+            | Role::Vsock
+            | Role::Console
+            | Role::Memory
+            | Role::Disk { .. }
+            | Role::Files { .. } => None,
         });
         nics.collect()
+    }
+
+    /// Devices that other processes work, in slot order.
+    #[must_use]
+    pub fn backends(&self) -> Vec<BackendStatus> {
+        let status = |entry: &Entry| {
+            let mut device = entry.device();
+            let state = device.device().backend()?;
+            let (unplugging, driver_ok) = (entry.unplugging, device.driver_ok());
+            Some(BackendStatus { device: entry.role.backend()?, state, unplugging, driver_ok })
+        };
+        self.entries.values().filter_map(status).collect()
+    }
+
+    /// Gives a slot's device another back end. `None` when there is no device that has one.
+    ///
+    /// # Errors
+    /// When the descriptor is no socket.
+    pub fn connect(&self, slot: u8, connection: OwnedFd) -> Option<std::io::Result<()>> {
+        self.entries.get(&slot)?.device().device().connect(connection)
+    }
+
+    /// Why there can be no snapshot with these devices, or none whose successor is to hold only changes.
+    #[must_use]
+    pub fn unsaved(&self, track: bool) -> Option<String> {
+        self.entries.values().find_map(|entry| {
+            let why = entry.device().device().unsaved(track)?;
+            Some(format!("the {}: {why}", entry.role))
+        })
+    }
+
+    /// The guest's memory as devices see it.
+    #[must_use]
+    pub fn guest_memory(&self) -> Arc<Memory> {
+        self.host.memory.clone()
+    }
+
+    /// Marks for the driver thread.
+    #[must_use]
+    pub fn signals(&self) -> Arc<Signals> {
+        self.host.signals.clone()
     }
 }
 

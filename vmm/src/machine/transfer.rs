@@ -48,7 +48,11 @@ impl Transfer {
         client: Option<ClientId>,
     ) -> Result<Self, Refused> {
         let job = Arc::new(Job::new(TransferKind::Snapshot, machine.signals().clone()));
-        let running = machine.running();
+        if let Some(why) = machine.slots.unsaved(track || changes) {
+            return Err(Refused::conflict(format!("there can be no such snapshot with {why}")));
+        }
+        // What other processes write is only known not to change while they stand still.
+        let running = machine.running() && machine.slots.unsaved(true).is_none();
         let mut transfer = Self { job: job.clone(), client, stopped: None, stood: Duration::ZERO };
         if !running {
             // So it stays until all is written, whatever anybody asks for.

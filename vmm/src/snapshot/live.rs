@@ -132,6 +132,7 @@ fn refuse(error: &SnapshotError) -> Refused {
         | SnapshotError::LargeState(_)
         | SnapshotError::NotTracked
         | SnapshotError::Cancelled
+        | SnapshotError::Unsaved(_)
         | SnapshotError::Ended => Refused::conflict(error.to_string()),
         SnapshotError::File(_)
         | SnapshotError::Io { .. }

@@ -162,6 +162,9 @@ pub enum SnapshotError {
     /// It was cancelled.
     #[error("the snapshot was cancelled")]
     Cancelled,
+    /// There is a device whose state is somewhere else.
+    #[error("there can be no such snapshot with {0}")]
+    Unsaved(String),
     /// The machine has ended.
     #[error("the machine has ended")]
     Ended,

@@ -25,16 +25,18 @@ pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;
+pub mod vhost_user;
 pub mod vring;
 pub mod vsock;
 pub mod worker;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
-use wire::machine::{BalloonStatus, Limits, MemoryStatus};
+use wire::machine::{BackendState, BalloonStatus, Limits, MemoryStatus};
 
 /// The guest's memory, as devices see it.
 pub type Memory = vm_memory::GuestMemoryMmap<crate::snapshot::dirty::DirtyMap>;
@@ -104,6 +106,27 @@ pub trait VirtioDevice: Send {
 
     /// How much memory there is with what is plugged in; `None` for other devices.
     fn plugged(&mut self) -> Option<MemoryStatus> {
+        None
+    }
+
+    /// Interrupts of some queues come by other vectors now: tells who sends them directly, by [`Interrupt::event`].
+    fn rewire(&mut self) {}
+
+    /// Gives a device that another process works a connection to another such process; `None` for other devices.
+    ///
+    /// # Errors
+    /// When the descriptor is no socket.
+    fn connect(&mut self, _connection: OwnedFd) -> Option<std::io::Result<()>> {
+        None
+    }
+
+    /// How the process is that works the device; `None` for devices that need none.
+    fn backend(&self) -> Option<BackendState> {
+        None
+    }
+
+    /// Why the device cannot be part of a snapshot, or of one whose successor is to hold only changes (`track`), if it cannot.
+    fn unsaved(&self, _track: bool) -> Option<&'static str> {
         None
     }
 
@@ -184,6 +207,8 @@ pub enum DeviceState {
     Rng,
     /// A socket device.
     Vsock(vsock::VsockState),
+    /// A device that another process works.
+    VhostUser(vhost_user::VhostUserState),
 }
 
 impl DeviceState {
@@ -198,6 +223,7 @@ impl DeviceState {
             Self::Console => "a console",
             Self::Rng => "an entropy device",
             Self::Vsock(_) => "a socket device",
+            Self::VhostUser(_) => "a device of a back end",
         }
     }
 
@@ -236,6 +262,11 @@ pub trait Interrupt: Send + Sync {
     fn queue(&self, index: u16);
     /// The configuration space changed.
     fn config(&self);
+    /// An event whose writing interrupts for queue `index`, from whatever process, until the driver chooses another vector for it.
+    ///
+    /// # Errors
+    /// When the host has no more descriptors.
+    fn event(&self, index: u16) -> std::io::Result<EventFd>;
 }
 
 /// Why a device did not start working.

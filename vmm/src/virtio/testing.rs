@@ -1,8 +1,8 @@
 //! The driver's side of a queue, for tests, fuzzing and benchmarks: guest memory with a ring that can also be
 //! written wrongly on purpose.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueT};
@@ -42,6 +42,8 @@ pub struct Counter {
     pub queue: AtomicU64,
     /// Configuration interrupts.
     pub config: AtomicU64,
+    /// What interrupts directly, once it was asked for.
+    pub event: OnceLock<Option<EventFd>>,
 }
 
 impl Counter {
@@ -65,6 +67,12 @@ impl Interrupt for Counter {
     }
     fn config(&self) {
         self.config.fetch_add(1, Ordering::SeqCst);
+    }
+    fn event(&self, _index: u16) -> std::io::Result<EventFd> {
+        self.event
+            .get_or_init(|| EventFd::new(EFD_NONBLOCK).ok())
+            .as_ref()
+            .map_or_else(|| Err(std::io::ErrorKind::OutOfMemory.into()), EventFd::try_clone)
     }
 }
 

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
-    BalloonConfig, BlockSize, ConsoleConfig, CpuModel, DiskConfig, Identity, JailConfig, Limits, MachineCall,
-    MachineConfig, MachineEnd, MachineReply, MachineStatus, MemoryBacking, NicConfig, NicLimits,
-    RestoreConfig, SnapshotTaken, Topology, VsockConfig,
+    BackendConfig, BackendDevice, BalloonConfig, BlockSize, ConsoleConfig, CpuModel, DiskConfig, Identity,
+    JailConfig, Limits, MachineCall, MachineConfig, MachineEnd, MachineReply, MachineStatus, MemoryBacking,
+    NicConfig, NicLimits, RestoreConfig, SnapshotTaken, Topology, VsockConfig,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -60,6 +60,8 @@ pub struct Plan {
     pub no_jail: bool,
     pub balloon: Option<BalloonConfig>,
     pub vsock: Option<(u32, OwnedFd)>,
+    /// Devices that other processes work, with connections to those.
+    pub backends: Vec<(BackendDevice, OwnedFd)>,
     /// Log of a virtio console: current and previous.
     pub virtio_console: Option<[File; 2]>,
     /// Whether the host allows new namespaces.
@@ -86,6 +88,7 @@ impl Plan {
             no_jail: false,
             balloon: None,
             vsock: None,
+            backends: Vec::new(),
             virtio_console: None,
             namespaces: true,
         }
@@ -227,6 +230,11 @@ impl Guest {
             }),
             balloon: plan.balloon,
             vsock: plan.vsock.map(|(cid, listener)| VsockConfig { cid, listener_fd: give(listener) }),
+            backends: plan
+                .backends
+                .into_iter()
+                .map(|(device, socket)| BackendConfig { device, socket_fd: give(socket) })
+                .collect(),
             virtio_console: plan.virtio_console.map(|log| ConsoleConfig {
                 log_fds: log.into_iter().map(|file| give(file.into())).collect(),
                 limit: 1 << 20,

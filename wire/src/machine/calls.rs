@@ -1,6 +1,9 @@
 //! Requests and answers on the control socket.
 
-use super::{BalloonStatus, BlockSize, Limits, MachineStatus, MemoryStatus, NicLimits, SnapshotTaken};
+use super::{
+    BackendDevice, BackendName, BalloonStatus, BlockSize, Limits, MachineStatus, MemoryStatus, NicLimits,
+    SnapshotTaken,
+};
 use crate::ids::{Mac, PortId};
 use crate::{MiB, Refused};
 use serde::{Deserialize, Serialize};
@@ -109,6 +112,23 @@ pub enum MachineCall {
     },
     /// Answers [`MachineReply::Memory`].
     MemoryStatus,
+    /// Plugs in a device that another process works; a socket that is connected to it comes along as `SCM_RIGHTS`. Repeating it with the
+    /// same name is harmless. Disks and interfaces are given back by [`MachineCall::UnplugDisk`] and [`MachineCall::UnplugNic`].
+    PlugBackend {
+        /// Which device.
+        device: BackendDevice,
+    },
+    /// Gives a device another back end: a socket that is connected to it comes along as `SCM_RIGHTS`. What comes of it shows in
+    /// [`MachineStatus::backends`]. The back end must be at least what the first one was.
+    ConnectBackend {
+        /// Which device.
+        device: BackendName,
+    },
+    /// As [`MachineCall::UnplugDisk`].
+    UnplugFiles {
+        /// What the guest mounts it by.
+        tag: String,
+    },
     /// Tells the guest that a disk's raw file has grown.
     ResizeDisk {
         /// Which disk.

@@ -1,6 +1,6 @@
 //! A machine as it is asked for.
 
-use super::{CpuModel, Fd, Limits, MemoryBacking, NicLimits, RestoreConfig, Topology};
+use super::{BackendConfig, CpuModel, Fd, Limits, MemoryBacking, NicLimits, RestoreConfig, Topology};
 use crate::MiB;
 use crate::ids::{Mac, PortId, ServerId};
 use serde::{Deserialize, Serialize};
@@ -67,6 +67,10 @@ pub struct MachineConfig {
     /// A balloon; `None` for a machine without.
     #[serde(default)]
     pub balloon: Option<BalloonConfig>,
+    /// Devices whose queues other processes work; the machine's memory must be shared then. Disks come behind [`MachineConfig::disks`],
+    /// interfaces behind [`MachineConfig::nics`].
+    #[serde(default)]
+    pub backends: Vec<BackendConfig>,
     /// Who the process becomes. `None` is refused unless the monitor is started with `--no-jail`, which leaves out every wall.
     pub jail: Option<JailConfig>,
 }

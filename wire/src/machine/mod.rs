@@ -15,6 +15,7 @@
 //! **A guest's reset ends the process with [`EndReason::Reset`] and `hostd` starts the next one**, because a new start
 //! also reads the guest's own boot entries again: the guest may have installed another kernel.
 
+mod backend;
 mod calls;
 mod config;
 mod cpu;
@@ -25,6 +26,7 @@ mod snapshot;
 mod status;
 mod transfer;
 
+pub use backend::{BackendConfig, BackendDevice, BackendName, BackendState, BackendStatus};
 pub use calls::{MachineCall, MachineReply};
 pub use config::{
     BalloonConfig, BlockSize, ConsoleConfig, DiskConfig, Identity, JailConfig, MachineConfig, NicConfig,

@@ -1,6 +1,6 @@
 //! A machine as it is.
 
-use super::TransferStatus;
+use super::{BackendStatus, TransferStatus};
 use crate::ids::PortId;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,9 @@ pub struct MachineStatus {
     /// A snapshot or migration under way, or the last one.
     #[serde(default)]
     pub transfer: Option<TransferStatus>,
+    /// Devices whose queues other processes work.
+    #[serde(default)]
+    pub backends: Vec<BackendStatus>,
 }
 
 /// What a machine does.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
 
 const FEATURES_OK: u8 = 8;
 const DRIVER_OK: u8 = 4;
@@ -79,6 +80,11 @@ impl PciInterrupt {
         Ok(())
     }
 
+    /// The vector of each queue.
+    pub(super) fn vectors(&self) -> Vec<u16> {
+        self.queues.iter().map(|vector| vector.load(Ordering::SeqCst)).collect()
+    }
+
     /// The vector as the driver asked for it, or "none" when there is no such vector.
     fn checked(&self, vector: u16) -> u16 {
         if vector < self.msix.count() { vector } else { NO_VECTOR }
@@ -95,6 +101,16 @@ impl Interrupt for PciInterrupt {
 
     fn config(&self) {
         self.config_changed();
+    }
+
+    fn event(&self, index: u16) -> std::io::Result<EventFd> {
+        let vector =
+            self.queues.get(usize::from(index)).map_or(NO_VECTOR, |vector| vector.load(Ordering::SeqCst));
+        match self.msix.event(vector) {
+            Some(event) => event,
+            // The driver wants no interrupts of this queue: nobody listens.
+            None => EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC),
+        }
     }
 }
 
@@ -367,6 +383,8 @@ impl Common {
             (0x1a, 2) => {
                 if let Some(vector) = interrupt.queues.get(usize::from(self.queue_select)) {
                     vector.store(interrupt.checked(half), Ordering::SeqCst);
+                    // Who interrupts directly has to hear of it.
+                    return self.status & DRIVER_OK != 0;
                 }
             }
             _ => self.write_queue(offset, data.len(), value, low, half),

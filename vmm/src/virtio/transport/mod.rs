@@ -87,6 +87,8 @@ pub struct VirtioPci {
     listening: Option<u32>,
     /// How far its queues were when the device was last paused, or restored and not started since.
     progress: Vec<QueueProgress>,
+    /// The vectors of the active queues as the device knows them.
+    wired: Vec<u16>,
 }
 
 /// A device in its slot, as a snapshot holds it.
@@ -165,6 +167,7 @@ impl VirtioPci {
             kicks: Vec::new(),
             listening: None,
             progress: Vec::new(),
+            wired: Vec::new(),
         })
     }
 
@@ -241,6 +244,10 @@ impl VirtioPci {
                 self.interrupt.config_changed();
             }
         }
+        if self.active && self.wired != self.interrupt.vectors() {
+            self.wired = self.interrupt.vectors();
+            self.device.rewire();
+        }
         self.listen();
         result
     }
@@ -282,6 +289,7 @@ impl VirtioPci {
             interrupt: self.interrupt.clone(),
             features,
         };
+        self.wired = self.interrupt.vectors();
         self.device.activate(activation)?;
         self.active = true;
         self.kicks = kicks;
