@@ -147,6 +147,7 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
     let config = MachineConfig {
         id: seat.id,
         name: plan.spec.name.clone(),
+        max_vcpus: None,
         vcpus: plan.spec.vcpus,
         cpu_model: CpuModel::default(),
         topology: None,

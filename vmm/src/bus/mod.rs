@@ -5,6 +5,7 @@ pub mod msix;
 pub mod pci;
 pub mod ports;
 pub mod power;
+pub mod processors;
 pub mod watchdog;
 
 use crate::machine::layout::{ECAM, ECAM_SIZE, IOAPIC, IOAPIC_SIZE, PCI_WINDOW, PCI_WINDOW_SIZE};

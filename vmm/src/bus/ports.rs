@@ -3,10 +3,11 @@
 use super::ioapic::IoApic;
 use super::pci::PciBus;
 use super::power::Power;
+use super::processors::Processors;
 use super::watchdog::Watchdog;
 use crate::machine::layout::{
-    ACPI_PORTS, ACPI_PORTS_LEN, COM1, COM1_IRQ, I8042_COMMAND, PANIC_PORT, PCI_ADDRESS, PCI_DATA, RESET_PORT,
-    WATCHDOG_PORTS, WATCHDOG_PORTS_LEN,
+    ACPI_PORTS, ACPI_PORTS_LEN, COM1, COM1_IRQ, I8042_COMMAND, PANIC_PORT, PCI_ADDRESS, PCI_DATA,
+    PROCESSOR_PORTS, PROCESSOR_PORTS_LEN, RESET_PORT, WATCHDOG_PORTS, WATCHDOG_PORTS_LEN,
 };
 use crate::machine::signals::Signals;
 use serde::{Deserialize, Serialize};
@@ -98,6 +99,8 @@ pub struct Ports {
     pub power: Arc<Power>,
     /// The watchdog, in a machine that has one.
     pub watchdog: Option<Watchdog>,
+    /// The processors' registers, in a machine that can have more of them.
+    pub processors: Option<Processors>,
     pci: Arc<PciBus>,
     signals: Arc<Signals>,
     /// Accesses to ports that nobody has.
@@ -122,7 +125,7 @@ impl Ports {
             Err(_) => Serial::new(SerialInterrupt(ioapic), Box::new(std::io::sink()) as Console),
         };
         let serial = Mutex::new(serial);
-        Self { serial, power, watchdog: None, pci, signals, unknown: AtomicU64::new(0) }
+        Self { serial, power, watchdog: None, processors: None, pci, signals, unknown: AtomicU64::new(0) }
     }
 
     /// The serial port's state.
@@ -162,6 +165,8 @@ impl Ports {
             self.power.read(offset, data);
         } else if let (Some(watchdog), Some(offset)) = (&self.watchdog, watchdog_offset(port)) {
             watchdog.read(offset, data);
+        } else if let (Some(processors), Some(offset)) = (&self.processors, processors_offset(port)) {
+            processors.read(offset, data);
         } else if let Some(offset) = offset(port, PCI_DATA, 4) {
             self.pci.read_data(offset, data);
         } else if port == PCI_ADDRESS && data.len() == 4 {
@@ -192,6 +197,8 @@ impl Ports {
             self.power.write(offset, data);
         } else if let (Some(watchdog), Some(offset)) = (&self.watchdog, watchdog_offset(port)) {
             watchdog.write(offset, data);
+        } else if let (Some(processors), Some(offset)) = (&self.processors, processors_offset(port)) {
+            processors.write(offset, data);
         } else if let Some(offset) = offset(port, PCI_DATA, 4) {
             self.pci.write_data(offset, data);
         } else if let (PCI_ADDRESS, Ok(bytes)) = (port, <[u8; 4]>::try_from(data)) {
@@ -209,6 +216,10 @@ impl Ports {
             }
         }
     }
+}
+
+fn processors_offset(port: u16) -> Option<u16> {
+    offset(port, PROCESSOR_PORTS, PROCESSOR_PORTS_LEN)
 }
 
 fn watchdog_offset(port: u16) -> Option<u16> {

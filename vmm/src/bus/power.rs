@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | +0x00 | 1 | sleep control (FADT): `SLP_EN` with type 5 powers off |
 //! | +0x01 | 1 | sleep status (FADT) |
-//! | +0x10 | 4 | events since the last read, cleared by reading: see [`EVENT_POWER`], [`EVENT_PCI`], [`EVENT_GENERATION`] |
+//! | +0x10 | 4 | events since the last read, cleared by reading: see [`EVENT_POWER`], [`EVENT_PCI`], [`EVENT_GENERATION`], [`EVENT_PROCESSORS`] |
 //! | +0x14 | 4 | slots that got a device, a bit each, cleared by reading |
 //! | +0x18 | 4 | slots whose device is asked back, a bit each, cleared by reading |
 //! | +0x1c | 4 | write: slots that the guest ejects, a bit each |
@@ -34,6 +34,9 @@ pub const EVENT_POWER: u32 = 1;
 pub const EVENT_PCI: u32 = 2;
 /// The machine's generation id changed.
 pub const EVENT_GENERATION: u32 = 4;
+
+/// Look at the processors' registers.
+pub const EVENT_PROCESSORS: u32 = 8;
 
 /// `SLP_TYP` value of S5, as the DSDT's `\_S5` says.
 pub const S5: u8 = 5;
@@ -104,6 +107,11 @@ impl Power {
     /// Tells the guest that it goes on as another machine.
     pub fn new_generation(&self) {
         self.event(EVENT_GENERATION);
+    }
+
+    /// Tells the guest to look at the processors' registers.
+    pub fn processors(&self) {
+        self.event(EVENT_PROCESSORS);
     }
 
     /// Tells the guest that a slot got a device.

@@ -6,16 +6,20 @@
 use super::cpuid::Layout;
 use super::layout::{
     ACPI_PORTS, ACPI_PORTS_LEN, ACPI_TABLES, COM1, COM1_IRQ, ECAM, GED_IRQ, GENERATION, IOAPIC, LAPIC,
-    PANIC_PORT, PCI_ADDRESS, PCI_WINDOW, PCI_WINDOW_SIZE, RESET_PORT, SMBIOS, WATCHDOG_PORTS,
+    PANIC_PORT, PCI_ADDRESS, PCI_WINDOW, PCI_WINDOW_SIZE, PROCESSOR_PORTS, PROCESSOR_PORTS_LEN, RESET_PORT,
+    SMBIOS, WATCHDOG_PORTS,
 };
 use crate::bus::pci::SLOTS;
-use crate::bus::power::{ASKED_BACK, EJECT, EVENT_GENERATION, EVENT_PCI, EVENT_POWER, EVENTS, INSERTED, S5};
+use crate::bus::power::{
+    ASKED_BACK, EJECT, EVENT_GENERATION, EVENT_PCI, EVENT_POWER, EVENT_PROCESSORS, EVENTS, INSERTED, S5,
+};
+use crate::bus::processors::{ASKED_BACK as CPUS_ASKED_BACK, CAME, EJECT as CPUS_EJECT, THERE};
 use crate::bus::watchdog;
 use crate::virtio::Memory;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Method, MethodCall, Name, Notify, OpRegion,
-    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, Zero,
+    AddressSpace, AddressSpaceCacheable, And, BufferData, Device, EISAName, Field, FieldAccessType,
+    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Method, MethodCall, Name, Notify,
+    OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Return, Scope, Store, Zero,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
@@ -39,14 +43,29 @@ const NOTIFY_DEVICE_CHECK: u8 = 1;
 const NOTIFY_EJECT_REQUEST: u8 = 3;
 const NOTIFY_BUTTON: u8 = 0x80;
 const NOTIFY_GENERATION: u8 = 0x80;
+/// `_STA` of what is there: present, enabled, shown, working.
+const STATUS_THERE: u8 = 15;
+
+/// What the tables are about.
+#[derive(Debug, Clone, Copy)]
+pub struct Board {
+    /// How the vCPUs are arranged.
+    pub layout: Layout,
+    /// vCPUs at the start.
+    pub vcpus: u32,
+    /// vCPUs that there can be.
+    pub all: u32,
+    /// Whether there is a watchdog.
+    pub watchdog: bool,
+}
 
 /// Writes all tables.
 ///
 /// # Errors
 /// When they do not fit below the SMBIOS area or guest memory is too small.
-pub fn write(memory: &Memory, layout: Layout, vcpus: u32, watchdog: bool) -> Result<(), GuestMemoryError> {
+pub fn write(memory: &Memory, board: &Board) -> Result<(), GuestMemoryError> {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
-    dsdt.append_slice(&definition_blocks());
+    dsdt.append_slice(&definition_blocks(board));
 
     let mut at = ACPI_TABLES + 0x40;
     let mut place = |bytes: &[u8]| {
@@ -60,7 +79,7 @@ pub fn write(memory: &Memory, layout: Layout, vcpus: u32, watchdog: bool) -> Res
     };
     let dsdt = place(dsdt.as_slice())?;
     let fadt = place(&bytes(&fadt(dsdt)))?;
-    let madt = place(&bytes(&madt(layout, vcpus)))?;
+    let madt = place(&bytes(&madt(board)))?;
     let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
     mcfg.add_ecam(ECAM, 0, 0, 0);
     let mcfg = place(&bytes(&mcfg))?;
@@ -68,7 +87,7 @@ pub fn write(memory: &Memory, layout: Layout, vcpus: u32, watchdog: bool) -> Res
     for table in [fadt, madt, mcfg] {
         xsdt.add_entry(table);
     }
-    if watchdog {
+    if board.watchdog {
         xsdt.add_entry(place(wdat().as_slice())?);
     }
     let xsdt = place(&bytes(&xsdt))?;
@@ -150,14 +169,85 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.finalize()
 }
 
-fn madt(layout: Layout, vcpus: u32) -> impl Aml {
+fn madt(board: &Board) -> impl Aml {
     let mut madt = MADT::new(OEM, TABLE, REVISION, LocalInterruptController::Address(LAPIC));
-    for index in 0..u8::try_from(vcpus).unwrap_or(u8::MAX) {
-        let apic_id = u8::try_from(layout.apic_id(index.into())).unwrap_or(u8::MAX);
-        madt.add_structure(ProcessorLocalApic::new(index, apic_id, EnabledStatus::Enabled));
+    for index in 0..u8::try_from(board.all).unwrap_or(u8::MAX) {
+        let there = u32::from(index) < board.vcpus;
+        madt.add_structure(local_apic(
+            board,
+            index,
+            if there { EnabledStatus::Enabled } else { EnabledStatus::DisabledOnlineCapable },
+        ));
     }
     madt.add_structure(IoApic::new(0, u32::try_from(IOAPIC).unwrap_or_default(), 0));
     madt
+}
+
+fn local_apic(board: &Board, index: u8, status: EnabledStatus) -> ProcessorLocalApic {
+    let apic_id = u8::try_from(board.layout.apic_id(index.into())).unwrap_or(u8::MAX);
+    ProcessorLocalApic::new(index, apic_id, status)
+}
+
+/// The processors of a machine that can have more of them, and the method that tells which came and which are asked back. Each says
+/// whether it is there, its entry for the MADT, and how it is ejected.
+fn processors(board: &Board) -> Raw {
+    let region =
+        OpRegion::new("CPUR".into(), OpRegionSpace::SystemIO, &PROCESSOR_PORTS, &PROCESSOR_PORTS_LEN);
+    // The fields are neighbours, in the order of their offsets.
+    const _: () = assert!(THERE == 0 && CAME == 8 && CPUS_ASKED_BACK == 16 && CPUS_EJECT == 24);
+    let names: [[u8; 4]; 8] =
+        [*b"THR0", *b"THR1", *b"CAM0", *b"CAM1", *b"ASK0", *b"ASK1", *b"EJC0", *b"EJC1"];
+    let fields = Field::new(
+        "CPUR".into(),
+        FieldAccessType::DWord,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        names.map(|name| FieldEntry::Named(name, 32)).into(),
+    );
+    let mut children = vec![
+        Raw(bytes(&Name::new("_HID".into(), &"ACPI0010"))),
+        Raw(bytes(&Name::new("_UID".into(), &"processors"))),
+        Raw(bytes(&region)),
+        Raw(bytes(&fields)),
+    ];
+    let mut scan = Vec::new();
+    for half in ["0", "1"] {
+        scan.extend(bytes(&Store::new(&Local(0), &Path::new(&format!("CAM{half}")))));
+        scan.extend(bytes(&Store::new(&Local(1), &Path::new(&format!("ASK{half}")))));
+        let numbers = if half == "0" { 0..32u8 } else { 32..64 };
+        for index in numbers.filter(|index| u32::from(*index) < board.all) {
+            let bit = 1u32 << (index % 32);
+            let name = Path::new(&format!("C{index:03}"));
+            let there = Path::new(&format!("THR{half}"));
+            let there = Raw(bytes(&Method::new(
+                "_STA".into(),
+                0,
+                true,
+                vec![
+                    &If::new(&And::new(&Zero {}, &there, &bit), vec![&Return::new(&STATUS_THERE)]),
+                    &Return::new(&Zero {}),
+                ],
+            )));
+            let entry = bytes(&local_apic(board, index, EnabledStatus::Enabled));
+            let entry = Raw(bytes(&Name::new("_MAT".into(), &BufferData::new(entry))));
+            let eject = Path::new(&format!("EJC{half}"));
+            let eject = Raw(bytes(&Method::new("_EJ0".into(), 1, true, vec![&Store::new(&eject, &bit)])));
+            let (hid, uid) = (Name::new("_HID".into(), &"ACPI0007"), Name::new("_UID".into(), &index));
+            let mut parts: Vec<&dyn Aml> = vec![&hid, &uid, &there, &entry];
+            // The first one stays.
+            if index > 0 {
+                parts.push(&eject);
+            }
+            children.push(Raw(bytes(&Device::new(Path::new(&format!("C{index:03}")), parts))));
+            for (local, value) in [(Local(0), NOTIFY_DEVICE_CHECK), (Local(1), NOTIFY_EJECT_REQUEST)] {
+                let notify = Notify::new(&name, &value);
+                scan.extend(bytes(&If::new(&And::new(&Zero {}, &local, &bit), vec![&notify])));
+            }
+        }
+    }
+    children.push(Raw(bytes(&Method::new("SCAN".into(), 0, true, vec![&Raw(scan)]))));
+    let children = children.iter().map(|child| child as &dyn Aml).collect();
+    Raw(bytes(&Scope::new("_SB_".into(), vec![&Device::new("CPUS".into(), children)])))
 }
 
 /// `S01` and so on.
@@ -166,7 +256,7 @@ fn slot_name(slot: u8) -> String {
 }
 
 /// The contents of the DSDT.
-fn definition_blocks() -> Vec<u8> {
+fn definition_blocks(board: &Board) -> Vec<u8> {
     let mut out = Vec::new();
     let generation_at = u32::try_from(GENERATION).unwrap_or_default();
     out.extend(bytes(&Name::new("_S5_".into(), &Package::new(vec![&S5, &S5, &Zero {}, &Zero {}]))));
@@ -211,13 +301,20 @@ fn definition_blocks() -> Vec<u8> {
         ],
     )));
     out.extend(bytes(&PciRoot));
-    out.extend(bytes(&Scope::new("_SB_".into(), vec![&event_device()])));
+    let pluggable = board.all > board.vcpus;
+    if pluggable {
+        out.extend(processors(board).0);
+    }
+    out.extend(bytes(&Scope::new("_SB_".into(), vec![&event_device(pluggable)])));
     out
 }
 
 /// The generic event device.
-fn event_device() -> impl Aml {
+fn event_device(processors: bool) -> impl Aml {
     let resources = ResourceTemplate::new(vec![&INTERRUPT]);
+    let scan = MethodCall::new("\\_SB_.CPUS.SCAN".into(), vec![]);
+    let scan = bytes(&If::new(&And::new(&Zero {}, &Local(0), &EVENT_PROCESSORS), vec![&scan]));
+    let scan = Raw(if processors { scan } else { Vec::new() });
     Raw(bytes(&Device::new(
         "GED_".into(),
         vec![
@@ -242,6 +339,7 @@ fn event_device() -> impl Aml {
                         &And::new(&Zero {}, &Local(0), &EVENT_GENERATION),
                         vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &NOTIFY_GENERATION)],
                     ),
+                    &scan,
                 ],
             ),
         ],
@@ -353,6 +451,10 @@ mod tests {
     use crate::machine::memory::reserve;
     use wire::MiB;
 
+    fn board(vcpus: u32, all: u32) -> Board {
+        Board { layout: Layout::new(all, None).unwrap(), vcpus, all, watchdog: true }
+    }
+
     fn table(memory: &Memory, at: u64) -> (Vec<u8>, [u8; 4]) {
         let length: u32 = memory.read_obj(GuestAddress(at + 4)).unwrap();
         let mut bytes = vec![0; usize::try_from(length).unwrap()];
@@ -364,7 +466,7 @@ mod tests {
     #[test]
     fn tables_are_linked_and_sum_to_zero() {
         let memory = reserve(MiB(64)).unwrap();
-        write(&memory, Layout::new(64, None).unwrap(), 64, true).unwrap();
+        write(&memory, &board(1, 64)).unwrap();
         let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
         let mut rsdp = [0u8; 36];
         memory.read_slice(&mut rsdp, GuestAddress(ACPI_TABLES)).unwrap();
@@ -408,23 +510,34 @@ mod tests {
     /// The ACPI reference compiler must be able to take the DSDT apart; it runs where it is installed.
     #[test]
     fn the_reference_disassembler_takes_the_dsdt() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
-        dsdt.append_slice(&definition_blocks());
-        let file = dir.path().join("dsdt.aml");
-        std::fs::write(&file, dsdt.as_slice()).unwrap();
-        let Ok(output) = std::process::Command::new("iasl").arg("-d").arg(&file).output() else {
+        if std::process::Command::new("iasl").arg("-v").output().is_err() {
             println!("skipped: iasl is not installed (package acpica-tools)");
             return;
-        };
+        }
+        let plain = disassembled(&board(2, 2));
+        assert!(
+            plain.contains("Method (_EVT, 1, Serialized)") && plain.contains("Notify (S1F, 0x03)"),
+            "{plain}"
+        );
+        assert!(!plain.contains("ACPI0007"), "{plain}");
+        let more = disassembled(&board(1, 64));
+        assert!(more.contains("CPUS.SCAN ()") && more.contains("Notify (C063, One)"), "{more}");
+        assert!(more.contains("EJC1 = 0x80000000") && more.matches("_EJ0").count() == 31 + 63, "{more}");
+    }
+
+    /// The DSDT in the reference compiler's words.
+    fn disassembled(board: &Board) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
+        dsdt.append_slice(&definition_blocks(board));
+        let file = dir.path().join("dsdt.aml");
+        std::fs::write(&file, dsdt.as_slice()).unwrap();
+        let output = std::process::Command::new("iasl").arg("-d").arg(&file).output().unwrap();
         let text = std::fs::read_to_string(dir.path().join("dsdt.dsl")).unwrap_or_default();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(
-            text.contains("Method (_EVT, 1, Serialized)") && text.contains("Notify (S1F, 0x03)"),
-            "{text}"
-        );
         let again = std::process::Command::new("iasl").arg(dir.path().join("dsdt.dsl")).output().unwrap();
         let said = String::from_utf8_lossy(&again.stdout).into_owned();
         assert!(said.contains(" 0 Errors"), "{said}\n{text}");
+        text
     }
 }

@@ -184,6 +184,7 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     let setup = Setup {
         kvm,
         vcpus,
+        max_vcpus: None,
         cpu_model: args.cpu,
         topology: args.topology,
         memory: Ram::new(memory, backing),

@@ -119,6 +119,7 @@ impl Driver {
             disks: machine.slots.disks(),
             nics: machine.slots.nics(),
             power_button_presses: 0,
+            vcpus: machine.plugged_vcpus(),
             panicked: false,
             transfer: None,
             backends: machine.slots.backends(),
@@ -159,6 +160,7 @@ impl Driver {
                 self.log(&trouble);
             }
             self.machine.slots.eject(ejected);
+            self.machine.eject_vcpus(self.machine.signals().take_processors());
             self.tend_transfer();
             self.type_input();
             if let Some(connector) = &mut self.connector {
@@ -314,6 +316,7 @@ impl Driver {
             disks: self.machine.slots.disks(),
             nics: self.machine.slots.nics(),
             backends: self.machine.slots.backends(),
+            vcpus: self.machine.plugged_vcpus(),
             panicked: self.machine.signals().panicked(),
             transfer: match &self.transfer {
                 Some(transfer) => Some(transfer.status()),
@@ -420,6 +423,7 @@ impl Driver {
                 Some(balloon) => return self.reply(client, &MachineReply::Balloon(balloon)),
                 None => Err(no_balloon()),
             },
+            MachineCall::PlugVcpus { count } => self.plug_vcpus(count),
             MachineCall::ResizeMemory { target } => self.resize_memory(target),
             MachineCall::MemoryStatus => match self.machine.slots.plugged() {
                 Some(memory) => return self.reply(client, &MachineReply::Memory(memory)),
@@ -516,6 +520,20 @@ impl Driver {
         check_balloon(target, self.machine.slots.memory())?;
         let set = self.machine.slots.set_balloon(target.bytes().unwrap_or(u64::MAX));
         if set { Ok(()) } else { Err(no_balloon()) }
+    }
+
+    fn plug_vcpus(&self, count: u32) -> Result<(), Refused> {
+        let most = self.machine.vcpus();
+        if !(1..=most).contains(&count) {
+            return Err(Refused::invalid(format!(
+                "this machine cannot have {count} vCPUs: it has 1 to {most}"
+            )));
+        }
+        if self.machine.plug_vcpus(count) || count == most {
+            return Ok(());
+        }
+        Err(Refused::missing("this machine always has the vCPUs of its start")
+            .remedy("start it with a most number of vCPUs (max_vcpus) above its vCPUs"))
     }
 
     fn resize_memory(&self, target: MiB) -> Result<(), Refused> {

@@ -72,6 +72,10 @@ pub const PCI_DATA: u16 = 0xcfc;
 pub const ACPI_PORTS: u16 = 0x600;
 /// Number of those ports.
 pub const ACPI_PORTS_LEN: u16 = 0x20;
+/// The ports of the processors' registers.
+pub const PROCESSOR_PORTS: u16 = 0x620;
+/// Number of those ports.
+pub const PROCESSOR_PORTS_LEN: u16 = 0x20;
 /// The watchdog's ports.
 pub const WATCHDOG_PORTS: u16 = 0x640;
 /// Number of those ports.

@@ -33,6 +33,7 @@ use crate::bus::msix::Routes;
 use crate::bus::pci::PciBus;
 use crate::bus::ports::{Console, Ports};
 use crate::bus::power::Power;
+use crate::bus::processors::Processors;
 use crate::bus::watchdog::Watchdog;
 use crate::snapshot::dirty::Log;
 use crate::snapshot::{self, BoardState, ClockState, CpusState, MachineState, SnapshotError};
@@ -60,6 +61,8 @@ pub struct Setup {
     pub kvm: Kvm,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// How many there can be; `None` for those at the start. A machine that goes on from a snapshot has those that it had.
+    pub max_vcpus: Option<u32>,
     /// What the guest finds of the host's processor. A machine that goes on from a snapshot keeps what it had.
     pub cpu_model: CpuModel,
     /// How the vCPUs are arranged; likewise.
@@ -109,6 +112,14 @@ pub enum BuildError {
     /// Wrong number of vCPUs.
     #[error("{0} vCPUs asked for: a machine has 1 to {max}", max = MAX_VCPUS)]
     Vcpus(u32),
+    /// Wrong number of most vCPUs.
+    #[error("a machine that starts with {vcpus} vCPUs can have {vcpus} to {max} of them, not {most}", max = MAX_VCPUS)]
+    MaxVcpus {
+        /// At the start.
+        vcpus: u32,
+        /// Asked for as the most.
+        most: u32,
+    },
     /// The descriptor is something else.
     #[error("this is no KVM device that we know: its API version is {0}, not {KVM_API}")]
     NoKvm(i32),
@@ -197,6 +208,10 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
     if !(1..=MAX_VCPUS).contains(&setup.vcpus) {
         return Err(BuildError::Vcpus(setup.vcpus));
     }
+    let all = setup.max_vcpus.unwrap_or(setup.vcpus);
+    if !(setup.vcpus..=MAX_VCPUS).contains(&all) {
+        return Err(BuildError::MaxVcpus { vcpus: setup.vcpus, most: all });
+    }
     let version = setup.kvm.get_api_version();
     if version != KVM_API {
         return Err(BuildError::NoKvm(version));
@@ -242,6 +257,12 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
     let mut ports =
         Ports::new(setup.console, serial, ioapic.clone(), power.clone(), pci.clone(), signals.clone());
     ports.watchdog = watchdog.then(|| Watchdog::new(signals.clone()));
+    let pluggable_vcpus = match &setup.origin {
+        Origin::Boot { .. } => all > setup.vcpus,
+        Origin::Snapshot { state, .. } => state.board.processors.is_some(),
+    };
+    ports.processors =
+        pluggable_vcpus.then(|| Processors::new(first(setup.vcpus), power.clone(), signals.clone()));
     let bus = Arc::new(Bus { ports, pci: pci.clone(), ioapic });
 
     let mut log = None;
@@ -249,15 +270,16 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
         Origin::Boot { .. } => setup.topology,
         Origin::Snapshot { state, .. } => state.cpus.topology,
     };
-    let layout = Layout::new(setup.vcpus, topology)?;
+    let layout = Layout::new(all, topology)?;
     let (vcpus, cpuid) = match setup.origin {
         Origin::Boot { mut kernel, initrd, command_line } => {
             let entry = boot::load(&memory, &mut kernel, initrd.as_ref(), &command_line)?;
-            acpi::write(&memory, layout, setup.vcpus, setup.watchdog)?;
+            let board = acpi::Board { layout, vcpus: setup.vcpus, all, watchdog: setup.watchdog };
+            acpi::write(&memory, &board)?;
             smbios::write(&memory, setup.id, &setup.identity)?;
             let cpuid = cpuid::shared(&setup.kvm, layout, setup.cpu_model)?;
             let mut vcpus = Vec::new();
-            for index in 0..setup.vcpus {
+            for index in 0..all {
                 let vcpu = new_vcpu(&vm, &cpuid, layout, index)?;
                 cpu::set_boot_state(&vcpu)?;
                 if index == 0 {
@@ -290,6 +312,11 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
     Ok(Built { vcpus, slots: Slots::new(host, pci, power), bus, signals, kept, pluggable })
 }
 
+/// The bits of the first vCPUs.
+fn first(count: u32) -> u64 {
+    u64::MAX.checked_shr(u64::BITS.saturating_sub(count)).unwrap_or(0)
+}
+
 fn new_vcpu(vm: &VmFd, cpuid: &CpuId, layout: Layout, index: u32) -> Result<VcpuFd, BuildError> {
     let vcpu = vm.create_vcpu(layout.apic_id(index).into()).map_err(kvm("create a vCPU"))?;
     cpuid::set(&vcpu, cpuid, layout, index)?;
@@ -300,10 +327,11 @@ fn new_vcpu(vm: &VmFd, cpuid: &CpuId, layout: Layout, index: u32) -> Result<Vcpu
 fn check_fits(setup: &Setup, state: &MachineState) -> Result<(), SnapshotError> {
     let vcpus = u32::try_from(state.cpus.vcpus.len()).unwrap_or(u32::MAX);
     let size = setup.memory.size;
-    if (vcpus, state.memory) != (setup.vcpus, size) {
+    let all = setup.max_vcpus.unwrap_or(setup.vcpus);
+    if (vcpus, state.memory) != (all, size) {
         return Err(SnapshotError::Other(format!(
             "it is of a machine with {vcpus} vCPUs and {} MiB of memory, not {} and {}",
-            state.memory.0, setup.vcpus, size.0
+            state.memory.0, all, size.0
         )));
     }
     if state.max_memory != setup.memory.most {
@@ -354,6 +382,9 @@ fn restore(
     if let (Some(watchdog), Some(saved)) = (&bus.ports.watchdog, &board.watchdog) {
         watchdog.restore(saved);
     }
+    if let (Some(processors), Some(saved)) = (&bus.ports.processors, &board.processors) {
+        processors.restore(saved);
+    }
     bus.ioapic.restore(&board.ioapic);
     bus.ports.power.new_generation();
     if state.panicked {
@@ -379,7 +410,8 @@ impl Built {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(self, confine: fn() -> std::io::Result<()>) -> Result<Machine, BuildError> {
-        let vcpus = Vcpus::start(self.vcpus, &self.bus, &self.signals, confine)
+        let absent = self.bus.ports.processors.as_ref().map_or(0, |processors| !processors.there());
+        let vcpus = Vcpus::start(self.vcpus, absent, &self.bus, &self.signals, confine)
             .map_err(|source| BuildError::Host { what: "start a vCPU thread", source })?;
         let Self { slots, bus, signals, kept, .. } = self;
         Ok(Machine { vcpus, slots, bus, signals, running: false, kept })
@@ -387,10 +419,48 @@ impl Built {
 }
 
 impl Machine {
-    /// Number of vCPUs.
+    /// Number of vCPUs that there can be.
     #[must_use]
     pub fn vcpus(&self) -> u32 {
         self.vcpus.count()
+    }
+
+    /// Number of vCPUs that are plugged in.
+    #[must_use]
+    pub fn plugged_vcpus(&self) -> u32 {
+        let processors = self.bus.ports.processors.as_ref();
+        processors.map_or(self.vcpus(), |processors| processors.there().count_ones())
+    }
+
+    /// Plugs vCPUs in until there are so many, or asks the guest for those above. Answers whether this machine can.
+    pub fn plug_vcpus(&self, count: u32) -> bool {
+        let Some(processors) = &self.bus.ports.processors else { return false };
+        let there = processors.there();
+        let bit = |index: u32| 1u64.checked_shl(index).unwrap_or(0);
+        let have = there.count_ones();
+        let missing = count.saturating_sub(have).try_into().unwrap_or(usize::MAX);
+        let absent = (0..self.vcpus()).filter(|index| there & bit(*index) == 0);
+        let new = absent.take(missing).fold(0, |set, index| set | bit(index));
+        if new != 0 {
+            self.vcpus.set_absent(!(there | new));
+            processors.come(new);
+        }
+        let too_many = have.saturating_sub(count).try_into().unwrap_or(usize::MAX);
+        let present = (1..self.vcpus()).rev().filter(|index| there & bit(*index) != 0);
+        let back = present.take(too_many).fold(0, |set, index| set | bit(index));
+        if back != 0 {
+            processors.ask_back(back);
+        }
+        true
+    }
+
+    /// The guest ejected these vCPUs: they do nothing more.
+    pub fn eject_vcpus(&self, which: u64) {
+        if let Some(processors) = &self.bus.ports.processors
+            && processors.go(which) != 0
+        {
+            self.vcpus.set_absent(!processors.there());
+        }
     }
 
     /// Whether vCPUs run.
@@ -474,6 +544,7 @@ impl Machine {
                 power: self.bus.ports.power.save(),
                 pci_address: self.bus.pci.address(),
                 watchdog: self.bus.ports.watchdog.as_ref().map(Watchdog::save),
+                processors: self.bus.ports.processors.as_ref().map(Processors::save),
             },
             slots: self.slots.save(),
             panicked: self.signals.panicked(),

@@ -137,6 +137,7 @@ fn serve(
     let setup = Setup {
         kvm,
         vcpus: config.vcpus,
+        max_vcpus: config.max_vcpus,
         cpu_model: config.cpu_model,
         topology: config.topology,
         memory: ram,
@@ -171,7 +172,7 @@ fn serve(
         let of = BlkConfig {
             read_only: disk.read_only,
             serial: disk.serial.clone(),
-            queues: devices::disk_queues(config.vcpus),
+            queues: devices::disk_queues(config.max_vcpus.unwrap_or(config.vcpus)),
             block_size: disk.block_size,
             limits: disk.limits,
             ..BlkConfig::default()

@@ -6,6 +6,8 @@
 //!    +---> quit <+          (Gate::quit: the thread returns)
 //! ```
 //!
+//! A vCPU that is not plugged in is parked until it is; all threads are made at the start, while the process may still make them.
+//!
 //! A vCPU that parks has finished its last instruction: KVM leaves one that needed us (a port, a register) half done until the next
 //! `KVM_RUN`, and its registers mean nothing until then. While it is parked its lock is free, and whoever paused it may read its state.
 //!
@@ -20,7 +22,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::cell::Cell;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -39,23 +41,26 @@ enum Wanted {
 struct GateState {
     wanted: Wanted,
     parked: usize,
+    /// vCPUs that are not plugged in, a bit each: they wait whatever the others do.
+    absent: u64,
 }
 
 /// Where vCPU threads wait.
 pub struct Gate {
     state: Mutex<GateState>,
     changed: Condvar,
-    open: AtomicBool,
+    /// vCPUs that may run, a bit each.
+    open: AtomicU64,
 }
 
 impl Gate {
-    /// A gate that is closed: vCPUs wait until the first resume.
+    /// A gate that is closed: vCPUs wait until the first resume, and those that are absent until they are not.
     #[must_use]
-    pub fn closed() -> Self {
+    pub fn closed(absent: u64) -> Self {
         Self {
-            state: Mutex::new(GateState { wanted: Wanted::Park, parked: 0 }),
+            state: Mutex::new(GateState { wanted: Wanted::Park, parked: 0, absent }),
             changed: Condvar::new(),
-            open: AtomicBool::new(false),
+            open: AtomicU64::new(0),
         }
     }
 
@@ -66,8 +71,20 @@ impl Gate {
     fn want(&self, wanted: Wanted) {
         let mut state = self.state();
         state.wanted = wanted;
-        self.open.store(wanted == Wanted::Run, Ordering::SeqCst);
+        self.settle(&state);
+    }
+
+    fn settle(&self, state: &GateState) {
+        let open = if state.wanted == Wanted::Run { !state.absent } else { 0 };
+        self.open.store(open, Ordering::SeqCst);
         self.changed.notify_all();
+    }
+
+    /// Says which vCPUs are not plugged in.
+    fn set_absent(&self, absent: u64) {
+        let mut state = self.state();
+        state.absent = absent;
+        self.settle(&state);
     }
 
     /// The machine ends: no vCPU runs again, and the driver decides when the threads may go.
@@ -75,23 +92,23 @@ impl Gate {
         let mut state = self.state();
         if state.wanted == Wanted::Run {
             state.wanted = Wanted::Park;
-            self.open.store(false, Ordering::SeqCst);
+            self.open.store(0, Ordering::SeqCst);
         }
     }
 
-    fn is_open(&self) -> bool {
-        self.open.load(Ordering::SeqCst)
+    fn is_open(&self, vcpu: u64) -> bool {
+        self.open.load(Ordering::SeqCst) & vcpu != 0
     }
 
     /// Waits while the gate is closed. Returns whether to go on, and whether it waited.
-    fn pass(&self) -> (bool, bool) {
-        if self.is_open() {
+    fn pass(&self, vcpu: u64) -> (bool, bool) {
+        if self.is_open(vcpu) {
             return (true, false);
         }
         let mut state = self.state();
         state.parked += 1;
         self.changed.notify_all();
-        while state.wanted == Wanted::Park {
+        while state.wanted == Wanted::Park || (state.wanted == Wanted::Run && state.absent & vcpu != 0) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.parked -= 1;
@@ -107,25 +124,27 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// How many there are.
+    /// How many there are, plugged in or not.
     #[must_use]
     pub fn count(&self) -> u32 {
         u32::try_from(self.threads.len()).unwrap_or(u32::MAX)
     }
 
-    /// Starts a thread for each vCPU; they wait for [`Vcpus::resume`]. `confine` runs first in each thread.
+    /// Starts a thread for each vCPU; they wait for [`Vcpus::resume`], and those that are `absent` (a bit each) until they are not.
+    /// `confine` runs first in each thread.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(
         vcpus: Vec<VcpuFd>,
+        absent: u64,
         bus: &Arc<Bus>,
         signals: &Arc<Signals>,
         confine: fn() -> std::io::Result<()>,
     ) -> std::io::Result<Self> {
         install_handler()?;
         let mut all = Self {
-            gate: Arc::new(Gate::closed()),
+            gate: Arc::new(Gate::closed(absent)),
             vcpus: Vec::with_capacity(vcpus.len()),
             threads: Vec::with_capacity(vcpus.len()),
         };
@@ -141,7 +160,7 @@ impl Vcpus {
                         signals.end(EndReason::NotStarted, format!("cannot confine a vCPU thread: {error}"));
                         return;
                     }
-                    run(&vcpu, &bus, &signals, &gate);
+                    run(&vcpu, bit(index), &bus, &signals, &gate);
                 })?;
             all.threads.push(thread);
         }
@@ -161,6 +180,12 @@ impl Vcpus {
                 self.kick();
             }
         }
+    }
+
+    /// Says which vCPUs are not plugged in, a bit each: they do nothing from their next exit on, which comes at once.
+    pub fn set_absent(&self, absent: u64) {
+        self.gate.set_absent(absent);
+        self.kick();
     }
 
     /// Every vCPU, to look at while all are paused.
@@ -219,19 +244,23 @@ fn install_handler() -> std::io::Result<()> {
     }
 }
 
-fn run(own: &Mutex<VcpuFd>, bus: &Bus, signals: &Signals, gate: &Gate) {
+fn bit(index: usize) -> u64 {
+    u32::try_from(index).ok().and_then(|index| 1u64.checked_shl(index)).unwrap_or(0)
+}
+
+fn run(own: &Mutex<VcpuFd>, bit: u64, bus: &Bus, signals: &Signals, gate: &Gate) {
     let lock = || own.lock().unwrap_or_else(PoisonError::into_inner);
     EXIT_FLAG.set(&raw mut lock().get_kvm_run().immediate_exit);
     let mut held: Option<MutexGuard<'_, VcpuFd>> = None;
     loop {
         let mut waited = false;
-        if !gate.is_open() {
+        if !gate.is_open(bit) {
             // Never waits with the lock held: whoever closed the gate may be about to take it.
             if let Some(mut vcpu) = held.take() {
                 finish(&mut vcpu, bus, signals);
             }
             let go_on;
-            (go_on, waited) = gate.pass();
+            (go_on, waited) = gate.pass(bit);
             if !go_on {
                 break;
             }

@@ -26,6 +26,7 @@ pub mod vcpu;
 use crate::bus::ioapic::IoApicState;
 use crate::bus::ports::SerialRegisters;
 use crate::bus::power::PowerState;
+use crate::bus::processors::ProcessorsState;
 use crate::bus::watchdog::WatchdogState;
 use crate::machine::layout::MAX_VCPUS;
 use crate::machine::memory::{LEAST, MOST};
@@ -101,6 +102,9 @@ pub struct BoardState {
     /// The watchdog, in a machine that has one.
     #[serde(default)]
     pub watchdog: Option<WatchdogState>,
+    /// Which processors are plugged in, in a machine that can have more.
+    #[serde(default)]
+    pub processors: Option<ProcessorsState>,
 }
 
 /// A device in its slot.

@@ -103,6 +103,13 @@ pub enum MachineCall {
     },
     /// Answers [`MachineReply::Balloon`].
     BalloonStatus,
+    /// Gives the guest so many vCPUs in all, or asks it to give back those above that: between 1 and
+    /// [`MachineConfig::max_vcpus`](super::MachineConfig::max_vcpus). It starts and gives them back in its own time:
+    /// [`MachineStatus::vcpus`] counts those that it has not given back.
+    PlugVcpus {
+        /// How many.
+        count: u32,
+    },
     /// Asks the guest to have so much memory in all, by plugging memory in or out: between
     /// [`MachineConfig::memory`](super::MachineConfig::memory) and [`MachineConfig::max_memory`](super::MachineConfig::max_memory), and
     /// more than the former by a multiple of 2 MiB. It goes there in its own time: see [`MachineCall::MemoryStatus`].

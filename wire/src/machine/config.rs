@@ -15,10 +15,14 @@ pub struct MachineConfig {
     pub name: String,
     /// Virtual CPUs, 1 to 64.
     pub vcpus: u32,
+    /// How many it can have while it runs, by [`MachineCall::PlugVcpus`](super::MachineCall::PlugVcpus), 64 at most. `None` for no
+    /// more than at its start.
+    #[serde(default)]
+    pub max_vcpus: Option<u32>,
     /// What the guest finds of the host's processor.
     #[serde(default)]
     pub cpu_model: CpuModel,
-    /// How the vCPUs are arranged; one socket with a core for each when `None`.
+    /// How the vCPUs are arranged, all that there can be; one socket with a core for each when `None`.
     #[serde(default)]
     pub topology: Option<Topology>,
     /// Guest memory.

@@ -19,6 +19,9 @@ pub struct MachineStatus {
     pub nics: Vec<NicStatus>,
     /// Times that the power button was pressed.
     pub power_button_presses: u64,
+    /// vCPUs that are plugged in; 0 from a monitor that does not tell.
+    #[serde(default)]
+    pub vcpus: u32,
     /// The guest's kernel reported (by pvpanic) that it panicked. What it does then is its own: stand still, write a crash dump, or
     /// reset, which ends the machine with [`EndReason::Panicked`](super::EndReason::Panicked).
     #[serde(default)]
