@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use std::path::PathBuf;
+use wire::machine::CpuModel;
 
 /// `hostd`'s configuration. Unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]
@@ -33,6 +34,16 @@ pub struct Config {
     /// Which hypervisor runs new machines.
     #[serde(default)]
     pub hypervisor: Choice,
+    /// What guests of `vmm` find of the host's processor: `host`, or `x86-64-v2`, `-v3` or `-v4` so that they may go on
+    /// on other hosts of that generation. QEMU's emulated processor has always all that it can do.
+    #[serde(default)]
+    pub cpu_model: CpuModel,
+    /// UEFI firmware for guests that ask for it (QEMU only).
+    #[serde(default = "firmware")]
+    pub firmware: PathBuf,
+    /// What such a guest's firmware variables are at first.
+    #[serde(default = "firmware_variables")]
+    pub firmware_variables: PathBuf,
     /// Users besides root and `hostd`'s own that may call.
     #[serde(default)]
     pub allow_uids: Vec<u32>,
@@ -80,6 +91,14 @@ fn vmm_beside() -> PathBuf {
 
 fn qemu() -> PathBuf {
     "qemu-system-x86_64".into()
+}
+
+fn firmware() -> PathBuf {
+    "/usr/share/OVMF/OVMF_CODE_4M.fd".into()
+}
+
+fn firmware_variables() -> PathBuf {
+    "/usr/share/OVMF/OVMF_VARS_4M.fd".into()
 }
 
 fn guest_uid_first() -> u32 {

@@ -11,10 +11,19 @@ use std::path::Path;
 /// # Errors
 /// What the file system says.
 pub fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value)?;
+    bytes.push(b'\n');
+    write_bytes(path, &bytes)
+}
+
+/// Replaces `path` by these bytes, likewise.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    serde_json::to_writer_pretty(&mut file, value)?;
-    file.write_all(b"\n")?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&beside, path)?;
     sync_parent(path)

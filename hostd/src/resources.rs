@@ -4,7 +4,7 @@
 //! that fails half way leaves nothing.
 #![allow(unsafe_code)]
 
-use crate::confine;
+use crate::{confine, durable};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -34,6 +34,9 @@ const KERNEL_MAX: u64 = 128 << 20;
 /// Largest initrd named by an image, in bytes.
 const INITRD_MAX: u64 = 512 << 20;
 
+/// A server's UEFI variables, in its state directory.
+const UEFI_VARIABLES: &str = "uefi-variables.fd";
+
 /// Opens what machines need.
 #[derive(Debug, Clone)]
 pub struct Resources {
@@ -47,6 +50,10 @@ pub struct Resources {
     pub qemu_unconfined: bool,
     /// The `vmm` program, which also reads boot entries.
     pub vmm: PathBuf,
+    /// UEFI firmware.
+    pub firmware: PathBuf,
+    /// Its variables as they are at first.
+    pub firmware_variables: PathBuf,
 }
 
 /// What a machine boots.
@@ -123,6 +130,29 @@ impl Resources {
             FdReply::Here => fds.pop().ok_or_else(|| Refused::internal("netd sent no tap with its answer")),
             FdReply::Refused(refused) => Err(refused),
         })
+    }
+
+    /// Opens UEFI firmware, and the server's own copy of its variables, which is made when there is none.
+    ///
+    /// # Errors
+    /// `Unavailable` when the firmware is not installed.
+    pub fn uefi(&self, state: &Path) -> Result<[File; 2], Refused> {
+        let missing = |path: &Path, error: io::Error| {
+            Refused::unavailable(format!("the UEFI firmware {} cannot be read: {error}", path.display()))
+                .remedy("install the package ovmf, or set firmware and firmware_variables in hostd's configuration")
+        };
+        let code = File::open(&self.firmware).map_err(|error| missing(&self.firmware, error))?;
+        let own = state.join(UEFI_VARIABLES);
+        if !own.exists() {
+            let first = std::fs::read(&self.firmware_variables)
+                .map_err(|error| missing(&self.firmware_variables, error))?;
+            durable::write_bytes(&own, &first)
+                .map_err(|error| Refused::internal(format!("cannot keep {}: {error}", own.display())))?;
+        }
+        let variables = File::options().read(true).write(true).open(&own);
+        let variables = variables
+            .map_err(|error| Refused::internal(format!("cannot open {}: {error}", own.display())))?;
+        Ok([code, variables])
     }
 
     /// Gets what the machine boots. `user` runs the reader of a guest's disk.
@@ -328,6 +358,8 @@ mod tests {
             kernels_dir: dir.to_owned(),
             qemu_unconfined: false,
             vmm,
+            firmware: dir.join("firmware"),
+            firmware_variables: dir.join("variables"),
         }
     }
 
@@ -370,6 +402,7 @@ mod tests {
             path: path.to_owned(),
             read_only: false,
             serial: String::new(),
+            limits: wire::machine::Limits::default(),
         };
         let refused = resources.disk(&disk(&dir.path().join("none"))).unwrap_err();
         assert_eq!(refused.kind, RefusedKind::Missing);

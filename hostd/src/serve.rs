@@ -14,7 +14,9 @@ use base::rpc::{Allow, Router};
 use std::path::Path;
 use std::sync::Arc;
 use wire::cloud::Attest;
-use wire::host::{DescribeHost, EnsureServer, ForgetServer, ListServers, PowerNow, ReadConsole, WatchServer};
+use wire::host::{
+    DescribeHost, EnsureServer, ForgetServer, ListServers, PowerNow, ReadConsole, ReadFigures, WatchServer,
+};
 use wire::{Health, HealthReport, Refused};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -53,10 +55,12 @@ pub fn fleet(config: &Config, chosen: &Chosen) -> Fleet {
         kernels_dir: config.kernels_dir.clone(),
         qemu_unconfined: config.qemu_unconfined,
         vmm: config.vmm.clone(),
+        firmware: config.firmware.clone(),
+        firmware_variables: config.firmware_variables.clone(),
     };
     Fleet {
         all: vec![
-            Arc::new(Vmm::new(config.vmm.clone(), resources.clone())),
+            Arc::new(Vmm::new(config.vmm.clone(), resources.clone(), config.cpu_model)),
             Arc::new(Qemu::new(config.qemu.clone(), resources)),
             Arc::new(Simulated::new()),
         ],
@@ -72,6 +76,7 @@ pub fn router(config: Config, chosen: Chosen, registry: Registry) -> Router {
     let attesting = owner.clone();
     let (ensuring, forgetting) = (registry.clone(), registry.clone());
     let (watching, listing, reading) = (registry.clone(), registry.clone(), registry.clone());
+    let figuring = registry.clone();
     Router::new()
         .serve(move |call: EnsureServer| {
             let registry = ensuring.clone();
@@ -99,6 +104,10 @@ pub fn router(config: Config, chosen: Chosen, registry: Registry) -> Router {
         .serve(move |call: ReadConsole| {
             let registry = reading.clone();
             async move { registry.read_console(call.id, call.lines).await }
+        })
+        .serve(move |call: ReadFigures| {
+            let registry = figuring.clone();
+            async move { registry.figures(call.id).await }
         })
         .serve(move |_: DescribeHost| {
             let facts = facts.clone();

@@ -11,7 +11,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 use wire::MiB;
-use wire::machine::{BalloonConfig, EndReason, MachineCall, MachineReply, MachineState};
+use wire::machine::{
+    BalloonConfig, EndReason, MachineCall, MachineReply, MachineState, MachineStatus, WatchdogAction,
+};
 
 /// BAR and slot of the entropy device.
 const RNG_SLOT: u8 = 1;
@@ -185,6 +187,42 @@ fn a_guest_that_stops_calling_its_watchdog_is_ended() {
     assert_eq!(guest.status().state, MachineState::Paused);
     guest.done(&MachineCall::Resume);
     assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::Watchdog);
+}
+
+#[test]
+fn a_watchdog_pauses_or_is_counted_where_that_is_wanted() {
+    if !kvm() {
+        return;
+    }
+    const WATCHDOG: u16 = 0x640;
+    let asm = || Asm::new().out32(WATCHDOG, 1).out8(WATCHDOG + 8, 1).print("hang").stop();
+    let start = |action| {
+        let mut plan = Plan::new(asm().elf());
+        plan.watchdog_action = action;
+        Guest::start(plan)
+    };
+    let until = |guest: &Guest, test: fn(&MachineStatus) -> bool| loop {
+        let now = guest.status();
+        if test(&now) {
+            return now;
+        }
+        let after = MachineCall::Status { after: Some(now.sequence), wait_ms: 20_000 };
+        let MachineReply::Status(next) = guest.call(&after) else { panic!("no status") };
+        assert!(next.sequence > now.sequence, "nothing happens: {next:?}");
+    };
+    let mut guest = start(WatchdogAction::Pause);
+    let now = until(&guest, |now| now.bites > 0);
+    assert_eq!((now.state, now.bites), (MachineState::Paused, 1));
+    guest.done(&MachineCall::Resume);
+    let now = until(&guest, |now| now.bites > 1);
+    assert_eq!(now.state, MachineState::Paused, "it bites again when the guest still hangs");
+    guest.done(&MachineCall::Stop);
+    guest.wait_end();
+    let mut guest = start(WatchdogAction::Count);
+    let now = until(&guest, |now| now.bites > 1);
+    assert_eq!(now.state, MachineState::Running);
+    guest.done(&MachineCall::Stop);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::Stopped);
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! `api` to `hostd`: the guests of one host.
 
+mod figures;
+
+pub use figures::{DiskCounts, DiskFigures, Figures, MemoryFigures, NicCounts, NicFigures, ReadFigures};
+
 use crate::cloud::Warrant;
 use crate::ids::{Mac, PortId, ServerId};
-use crate::machine::MachineEnd;
+use crate::machine::{Limits, MachineEnd, NicLimits, Topology};
 use crate::{Call, Generation, GiB, MiB};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -22,6 +26,48 @@ pub struct ServerSpec {
     pub disks: Vec<DiskSpec>,
     /// Network interfaces in the order of their PCI slots.
     pub nics: Vec<NicSpec>,
+    /// What else it has; takes effect at the next start.
+    #[serde(default)]
+    pub hardware: Hardware,
+}
+
+/// What a machine has beside processors, memory, disks and interfaces.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hardware {
+    /// How the vCPUs are arranged; one socket with a core for each when `None`.
+    #[serde(default)]
+    pub topology: Option<Topology>,
+    /// A watchdog, and what happens when the guest stops calling it; `None` for a machine without.
+    #[serde(default)]
+    pub watchdog: Option<Bite>,
+    /// What starts the machine.
+    #[serde(default)]
+    pub firmware: Firmware,
+}
+
+/// What happens to a guest that started its watchdog and then stopped calling it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bite {
+    /// It is started again.
+    Reset,
+    /// It is switched off, and stays off.
+    PowerOff,
+    /// It is stopped in place until its owner lets it go on.
+    Pause,
+    /// Nothing.
+    Nothing,
+}
+
+/// What starts a machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Firmware {
+    /// The host starts the kernel that [`Boot`] says.
+    #[default]
+    Direct,
+    /// UEFI firmware, which starts what it finds on the disks. Its variables are kept with the server.
+    Uefi,
 }
 
 /// Where a machine starts from.
@@ -52,6 +98,9 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// virtio-blk serial, at most 20 bytes.
     pub serial: String,
+    /// What it may move; may change while it is plugged in.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// One network interface.
@@ -63,6 +112,9 @@ pub struct NicSpec {
     pub mac: Mac,
     /// Advertised MTU in bytes.
     pub mtu: u16,
+    /// What it may carry; may change while it is plugged in.
+    #[serde(default)]
+    pub limits: NicLimits,
 }
 
 /// The power state that should be.

@@ -53,6 +53,8 @@ pub const AGGREGATE_UUID: Micro = Micro(2, 41);
 pub const IMAGE_ID_BODY: Micro = Micro(2, 45);
 /// Servers carry their flavor's content.
 pub const FLAVOR_EMBEDDED: Micro = Micro(2, 47);
+/// Diagnostics have one shape.
+pub const DIAGNOSTICS: Micro = Micro(2, 48);
 /// Events of an action for owners too.
 pub const ACTION_EVENTS: Micro = Micro(2, 51);
 /// Tags at creation.
@@ -93,6 +95,8 @@ pub const DELETE_ON_TERMINATION: Micro = Micro(2, 79);
 pub const EVENT_DETAILS: Micro = Micro(2, 84);
 /// `delete_on_termination` may be changed.
 pub const ATTACHMENT_UPDATE: Micro = Micro(2, 85);
+/// Extra specs of flavors are checked.
+pub const SPECS_CHECKED: Micro = Micro(2, 86);
 /// Hypervisors lost their usage figures and gained `uptime` and `servers`.
 pub const HYPERVISOR_LEAN: Micro = Micro(2, 88);
 /// Attachments name `attachment_id` and `bdm_uuid` rather than `id`.

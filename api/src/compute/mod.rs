@@ -9,6 +9,7 @@
 //!      '-> observed power -> state (computed) -> view
 //! ```
 
+mod hardware;
 pub mod inner;
 mod keys;
 mod metadata;

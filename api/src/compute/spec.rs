@@ -1,8 +1,10 @@
 //! The one place where a server's rows become what the host should do.
 
+use super::hardware;
 use super::records::attachments::Attachment;
 use super::records::servers::{Disk, Server, Wanted};
-use wire::host::{Boot, DiskSpec, EnsureServer, Reboots, ServerSpec};
+use wire::host::{Boot, DiskSpec, EnsureServer, NicSpec, Reboots, ServerSpec};
+use wire::machine::Limits;
 use wire::{Generation, MiB};
 
 /// Seconds that a guest may take to shut itself down before the plug is pulled: what nova waits.
@@ -12,9 +14,9 @@ pub const ROOT: &str = "root";
 /// Key of the config drive.
 pub const CONFIG: &str = "config";
 
-fn disk(key: &str, disk: &Disk, read_only: bool) -> Option<DiskSpec> {
+fn disk(key: &str, disk: &Disk, read_only: bool, limits: Limits) -> Option<DiskSpec> {
     let path = disk.path.clone()?;
-    Some(DiskSpec { key: key.to_owned(), path, read_only, serial: serial(&disk.id.to_string()) })
+    Some(DiskSpec { key: key.to_owned(), path, read_only, serial: serial(&disk.id.to_string()), limits })
 }
 
 /// A virtio serial number: the first 20 characters of an id.
@@ -30,7 +32,10 @@ pub fn ensure(server: &Server, attachments: &[Attachment]) -> EnsureServer {
     let plugged = |boot: bool| {
         attachments.iter().filter(move |it| it.body.boot == boot).filter_map(|it| it.body.disk.clone())
     };
-    let own = |key, it: &Option<Disk>, read_only| it.as_ref().and_then(|it| disk(key, it, read_only));
+    // Both were looked at when the server was made; a row from before that was, and what it asked for, has none of it.
+    let asked = hardware::of(&body.flavor, body.image.as_ref()).unwrap_or_default();
+    let own =
+        |key, it: &Option<Disk>, read_only| it.as_ref().and_then(|it| disk(key, it, read_only, asked.disk));
     let mut disks: Vec<DiskSpec> = own(ROOT, &body.disks.root, false).into_iter().collect();
     disks.extend(plugged(true));
     disks.extend(own("ephemeral0", &body.disks.ephemeral, false));
@@ -52,7 +57,8 @@ pub fn ensure(server: &Server, attachments: &[Attachment]) -> EnsureServer {
             memory: MiB(body.flavor.memory_mb.into()),
             boot,
             disks,
-            nics: body.nics.iter().map(|nic| nic.spec.clone()).collect(),
+            nics: body.nics.iter().map(|nic| NicSpec { limits: asked.nic, ..nic.spec.clone() }).collect(),
+            hardware: asked.hardware,
         },
         power: server.power.power(if server.power == Wanted::Off { GRACE_SECS } else { 0 }),
         reboots: Reboots {

@@ -3,7 +3,7 @@
 use super::records;
 use super::rules::{self, cut_text, find, missing, remove};
 use super::tasks::UploadVolume;
-use super::view;
+use super::{type_rows, view};
 use crate::app::App;
 use api_kit::time::naive;
 use api_kit::{Call, Fault, Outcome, Reply};
@@ -142,11 +142,13 @@ pub(super) async fn upload_image(call: Call<App>) -> Outcome {
         return Err(fault);
     }
     app.tasks.wake();
+    let kind = type_rows::get(&app.store, &volume.type_id).await?;
+    let kind = kind.map(|kind| view::volume_type(&call, &kind));
     Ok(Reply::json(
         202,
         json!({"os-volume_upload_image": {"id": volume.id, "image_id": image, "image_name": name,
             "disk_format": format, "container_format": container, "size": volume.size, "status": "uploading",
-            "display_description": volume.description, "volume_type": view::volume_type(),
+            "display_description": volume.description, "volume_type": kind,
             "visibility": visibility, "protected": truth(body.get("protected")).unwrap_or(false),
             "updated_at": naive(&volume.updated_at)}}),
     ))

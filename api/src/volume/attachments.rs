@@ -2,7 +2,7 @@
 
 use super::records;
 use super::rules::cut_text;
-use super::{inner, listing, view};
+use super::{inner, listing, qos, type_rows, view};
 use crate::app::App;
 use api_kit::{Call, Fault, Outcome, Reply, Target};
 use base::store::Where;
@@ -45,13 +45,21 @@ async fn all(call: &Call<App>, full: bool) -> Outcome {
     }
     select.end("ORDER BY created_at, id LIMIT ?", [1000.into()]);
     let rows = records::attachments(&call.app.store, select).await?;
-    let items: Vec<_> = rows.iter().map(|one| view::attachment(one, full)).collect();
+    let items: Vec<_> = rows.iter().map(|one| view::attachment(one, None, full)).collect();
     Ok(Reply::json(200, json!({"attachments": items})))
 }
 
 pub(super) async fn show(call: Call<App>) -> Outcome {
     let found = find(&call).await?;
-    Ok(Reply::json(200, json!({"attachment": view::attachment(&found, true)})))
+    let specs = specs(&call, &found).await?;
+    Ok(Reply::json(200, json!({"attachment": view::attachment(&found, specs.as_ref(), true)})))
+}
+
+/// What the machine enforces of the QoS specs of an attached volume.
+async fn specs(call: &Call<App>, of: &records::Attached) -> Result<Option<records::Pairs>, Fault> {
+    let Some(volume) = records::find(&call.app.store, &of.volume_id).await? else { return Ok(None) };
+    let specs = type_rows::qos_of(&call.app.store, &volume.type_id).await?;
+    Ok(specs.and_then(|specs| qos::front_end(&specs, volume.size)))
 }
 
 pub(super) async fn create(call: Call<App>) -> Outcome {
@@ -70,7 +78,7 @@ pub(super) async fn create(call: Call<App>) -> Outcome {
     let id = inner::reserve(&call.app, &call.caller, text("volume_uuid"), server).await?;
     let found = records::find_attachment(&call.app.store, &id).await?;
     let found = found.ok_or_else(|| Fault::conflict("The attachment went away at once."))?;
-    Ok(Reply::json(200, json!({"attachment": view::attachment(&found, true)})))
+    Ok(Reply::json(200, json!({"attachment": view::attachment(&found, None, true)})))
 }
 
 /// Gives a reservation up, unless a server has the volume or is getting it: its guest would keep a disk that is free for

@@ -1,9 +1,11 @@
 //! What the compute service asks of volumes, in process. Everything may be repeated.
 
+pub use super::qos::limits;
 use super::records::{self, Attached};
 pub use super::rules::VolumeSource;
 use super::rules::{self, Wanted, missing};
 use super::tasks::{bytes, disk};
+use super::{qos, type_rows};
 use crate::app::App;
 use api_kit::{Caller, Fault};
 use base::store::{Query, StoreError, Tx};
@@ -12,6 +14,7 @@ use uuid::Uuid;
 use wire::block::{DiskSource, EnsureDisk};
 use wire::host::DiskSpec;
 use wire::ids::ServerId;
+use wire::machine::Limits;
 
 /// A volume as a server gets it.
 #[derive(Debug, Clone)]
@@ -101,6 +104,8 @@ pub async fn export(app: &App, attachment_id: &str) -> Result<Attachment, Fault>
     let id = disk(&volume.id).map_err(|stop: Stop| Fault::internal(stop))?;
     let call = EnsureDisk { id, bytes: bytes(volume.size), source: DiskSource::Blank };
     let file = app.block.call(&call).await?;
+    let specs = type_rows::qos_of(&app.store, &volume.type_id).await?;
+    let specs = specs.and_then(|specs| qos::front_end(&specs, volume.size));
     Ok(Attachment {
         id: found.id,
         disk: DiskSpec {
@@ -109,6 +114,7 @@ pub async fn export(app: &App, attachment_id: &str) -> Result<Attachment, Fault>
             read_only: false,
             // A virtio serial has 20 bytes; upstream's is the id cut to that.
             serial: volume.id.chars().take(20).collect(),
+            limits: specs.as_ref().map_or_else(Limits::default, qos::of_specs),
         },
         bootable: volume.bootable,
         size_gib: u64::try_from(volume.size).unwrap_or(0),
@@ -188,6 +194,7 @@ pub async fn create_for_server(
         name: Some(name.to_owned()).filter(|name| !name.is_empty()),
         description: None,
         metadata: records::Pairs::new(),
+        kind: None,
     };
     Ok(rules::make(app, caller, wanted).await?.id)
 }

@@ -160,7 +160,7 @@ pub(super) async fn volumes_detail(call: Call<App>) -> Outcome {
 
 async fn list_volumes(call: &Call<App>, detail: bool) -> Outcome {
     let page = call.list(&VOLUMES, &call.app.store).await?;
-    let mut select = Where::new("SELECT * FROM volume_volumes");
+    let mut select = Where::new(records::VOLUMES);
     scope(call, &mut select)?;
     common(call, &mut select)?;
     page.apply(&mut select);

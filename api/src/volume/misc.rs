@@ -1,10 +1,9 @@
-//! Versions, types, zones, services: what clients ask around the volumes.
+//! Versions, zones, services: what clients ask around the volumes.
 
-use super::view;
-use super::{MICRO, rules::ZONE, rules::cut_text};
+use super::{MICRO, rules::ZONE};
 use crate::app::App;
 use api_kit::time::{naive, now};
-use api_kit::{Call, Fault, Outcome, Reply};
+use api_kit::{Call, Outcome, Reply};
 use serde_json::{Value, json};
 
 fn version(call: &Call<App>) -> Value {
@@ -20,23 +19,6 @@ pub(super) async fn versions(call: Call<App>) -> Outcome {
 
 pub(super) async fn version_3(call: Call<App>) -> Outcome {
     Ok(Reply::json(200, json!({"versions": [version(&call)]})))
-}
-
-pub(super) async fn types(_call: Call<App>) -> Outcome {
-    Ok(Reply::json(200, json!({"volume_types": [view::volume_type()]})))
-}
-
-pub(super) async fn one_type(call: Call<App>) -> Outcome {
-    let id = call.path("type_id");
-    if !["default", view::TYPE_ID, view::TYPE_NAME].contains(&id) {
-        return Err(Fault::not_found(format!("Volume type {} could not be found.", cut_text(id))));
-    }
-    Ok(Reply::json(200, json!({"volume_type": view::volume_type()})))
-}
-
-pub(super) async fn extra_specs(call: Call<App>) -> Outcome {
-    one_type(call).await?;
-    Ok(Reply::json(200, json!({"extra_specs": {}})))
 }
 
 pub(super) async fn zones(_call: Call<App>) -> Outcome {

@@ -17,6 +17,7 @@ mod limits;
 mod listing;
 mod metadata;
 mod misc;
+mod qos;
 mod records;
 mod routes;
 mod rules;
@@ -25,6 +26,9 @@ mod snapshots;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod type_routes;
+mod type_rows;
+mod types;
 mod view;
 
 use crate::app::{App, Reconciler};

@@ -25,7 +25,27 @@ pub(super) const MIGRATIONS: &[Migration] = &[Migration {
         "CREATE UNIQUE INDEX volume_attachment ON volume_attachments (volume_id)",
         "CREATE INDEX volume_attachment_server ON volume_attachments (server_id)",
     ],
+}, Migration {
+    version: 2,
+    statements: &[
+        "CREATE TABLE volume_qos (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, consumer TEXT NOT NULL,
+            specs TEXT NOT NULL, created_at TEXT NOT NULL)",
+        "CREATE TABLE volume_types (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, description TEXT,
+            is_public BIGINT NOT NULL, extra_specs TEXT NOT NULL, access TEXT NOT NULL, qos_specs_id TEXT,
+            created_at TEXT NOT NULL, updated_at TEXT NOT NULL)",
+        // The type that every volume had before there were others, by the id that it had.
+        "INSERT INTO volume_types (id, name, description, is_public, extra_specs, access, created_at, updated_at)
+         VALUES ('0f1e5a3c-8d1b-4a52-9c55-6d6f6e74616e', '__DEFAULT__', 'Default Volume Type', 1, '{}', '[]',
+            '2026-01-01T00:00:00.000000Z', '2026-01-01T00:00:00.000000Z')",
+        "ALTER TABLE volume_volumes ADD COLUMN volume_type_id TEXT NOT NULL
+            DEFAULT '0f1e5a3c-8d1b-4a52-9c55-6d6f6e74616e'",
+        "CREATE INDEX volume_volumes_type ON volume_volumes (volume_type_id)",
+    ],
 }];
+
+/// Volumes with the names of their types; conditions follow.
+pub(super) const VOLUMES: &str = "SELECT volume_volumes.*, (SELECT volume_types.name FROM volume_types
+    WHERE volume_types.id = volume_volumes.volume_type_id) AS type_name FROM volume_volumes";
 
 pub(super) type Pairs = BTreeMap<String, String>;
 
@@ -43,6 +63,8 @@ pub(super) struct Volume {
     pub source_volid: Option<String>,
     pub metadata: Pairs,
     pub image_metadata: Pairs,
+    pub type_id: String,
+    pub type_name: Option<String>,
     pub created_at: String,
     pub updated_at: String,
 }
@@ -88,6 +110,8 @@ fn volume(row: &Row) -> Result<Volume, StoreError> {
         source_volid: row.opt_text("source_volid")?,
         metadata: row.json("metadata")?,
         image_metadata: row.json("image_metadata")?,
+        type_id: row.text("volume_type_id")?,
+        type_name: row.opt_text("type_name")?,
         created_at: row.text("created_at")?,
         updated_at: row.text("updated_at")?,
     })
@@ -132,15 +156,16 @@ pub(super) async fn volumes(query: &impl Query, select: Where) -> Result<Vec<Vol
 }
 
 pub(super) async fn find(query: &impl Query, id: &str) -> Result<Option<Volume>, StoreError> {
-    let row = query.row("SELECT * FROM volume_volumes WHERE id = $1", args![id]).await?;
-    row.as_ref().map(volume).transpose()
+    let mut select = Where::new(VOLUMES);
+    select.and("id = ?", [id.into()]);
+    Ok(volumes(query, select).await?.into_iter().next())
 }
 
 pub(super) async fn insert(tx: &Tx, new: &Volume) -> Result<(), StoreError> {
     tx.exec(
         "INSERT INTO volume_volumes (id, project_id, user_id, name, description, size, status, bootable, snapshot_id,
-            source_volid, metadata, image_metadata, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+            source_volid, metadata, image_metadata, created_at, updated_at, volume_type_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         args![
             &new.id,
             &new.project_id,
@@ -155,7 +180,8 @@ pub(super) async fn insert(tx: &Tx, new: &Volume) -> Result<(), StoreError> {
             json(&new.metadata),
             json(&new.image_metadata),
             &new.created_at,
-            &new.updated_at
+            &new.updated_at,
+            &new.type_id
         ],
     )
     .await

@@ -1,23 +1,23 @@
 //! The operations of the service.
 
-use super::{actions, attachments, limits, listing, metadata, misc, rules, schema, snapshots};
+use super::{actions, attachments, limits, listing, metadata, misc, rules, schema, snapshots, type_routes};
 use crate::app::App;
 use api_kit::{Call, Fault, Micro, Operation, Outcome};
 use axum::http::Method;
 use std::sync::Arc;
 
-const READER: &str = "rule:project_reader_or_admin";
+pub(super) const READER: &str = "rule:project_reader_or_admin";
 const MEMBER: &str = "rule:project_member_or_admin";
-const ADMIN: &str = "rule:context_is_admin";
+pub(super) const ADMIN: &str = "rule:context_is_admin";
 /// Attachments came with this version.
 const ATTACHMENTS: Micro = Micro(3, 27);
 /// The summary came with this version.
 const SUMMARY: Micro = Micro(3, 12);
 
-struct Line(Operation<App>);
+pub(super) struct Line(Operation<App>);
 
 /// One operation with what nearly all have.
-fn operation<F, Fut>(
+pub(super) fn operation<F, Fut>(
     (method, path): (Method, &'static str),
     (name, summary): (&'static str, &'static str),
     (rule, default): (&'static str, &'static str),
@@ -49,10 +49,10 @@ where
 }
 
 impl Line {
-    fn body(self, schema: &'static str) -> Operation<App> {
+    pub(super) fn body(self, schema: &'static str) -> Operation<App> {
         self.0.body(schema)
     }
-    fn plain(self) -> Operation<App> {
+    pub(super) fn plain(self) -> Operation<App> {
         self.0
     }
 }
@@ -71,6 +71,7 @@ pub(super) fn operations() -> Vec<Operation<App>> {
     all.extend(snapshot_operations());
     all.extend(attachment_operations());
     all.extend(around());
+    all.extend(type_routes::operations());
     all
 }
 
@@ -409,31 +410,6 @@ fn around() -> Vec<Operation<App>> {
     const QUOTA: &str = "/v3/{project_id}/os-quota-sets/{target}";
     let read = |path: &'static str| (Method::GET, path);
     vec![
-        operation(
-            read("/v3/{project_id}/types"),
-            ("type:list", "List volume types"),
-            ("volume_extension:type_get_all", READER),
-            200,
-            misc::types,
-        )
-        .plain()
-        .query(&["is_public", "limit", "marker", "sort"]),
-        operation(
-            read("/v3/{project_id}/types/{type_id}"),
-            ("type:show", "Show a volume type"),
-            ("volume_extension:type_get", READER),
-            200,
-            misc::one_type,
-        )
-        .plain(),
-        operation(
-            read("/v3/{project_id}/types/{type_id}/extra_specs"),
-            ("type:extra-specs", "Show a type's extra specs"),
-            ("volume_extension:types_extra_specs:index", READER),
-            200,
-            misc::extra_specs,
-        )
-        .plain(),
         operation(
             read("/v3/{project_id}/limits"),
             ("limits", "Show limits and usage"),

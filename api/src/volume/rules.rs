@@ -2,7 +2,7 @@
 
 use super::records::{self, Pairs, Volume};
 use super::tasks::{CreateVolume, DeleteVolume, ExtendVolume};
-use super::{limits, view};
+use super::{limits, type_rows, types, view};
 use crate::app::App;
 use api_kit::time::now;
 use api_kit::{Call, Caller, Fault, Outcome, Reply, Target};
@@ -55,6 +55,8 @@ pub(super) struct Wanted {
     pub name: Option<String>,
     pub description: Option<String>,
     pub metadata: Pairs,
+    /// Id or name of a type; the source's, or the default, when `None`.
+    pub kind: Option<String>,
 }
 
 /// The disk's source, the least size, and what the volume takes over from its source.
@@ -65,6 +67,7 @@ struct Ground {
     image_metadata: Pairs,
     snapshot_id: Option<String>,
     source_volid: Option<String>,
+    kind: Option<String>,
 }
 
 async fn ground(app: &App, caller: &Caller, wanted: &Wanted) -> Result<Ground, Fault> {
@@ -75,6 +78,7 @@ async fn ground(app: &App, caller: &Caller, wanted: &Wanted) -> Result<Ground, F
         image_metadata: Pairs::new(),
         snapshot_id: None,
         source_volid: None,
+        kind: None,
     };
     match &wanted.source {
         VolumeSource::Blank => (),
@@ -143,6 +147,7 @@ async fn ground(app: &App, caller: &Caller, wanted: &Wanted) -> Result<Ground, F
             if let Some(origin) = records::find(&app.store, &snapshot.volume_id).await? {
                 ground.bootable = origin.bootable;
                 ground.image_metadata = origin.image_metadata;
+                ground.kind = Some(origin.type_id);
             }
             ground.least = snapshot.size;
             let parsed = snapshot.id.parse().map_err(Fault::internal)?;
@@ -160,6 +165,7 @@ async fn ground(app: &App, caller: &Caller, wanted: &Wanted) -> Result<Ground, F
             ground.least = origin.size;
             ground.bootable = origin.bootable;
             ground.image_metadata = origin.image_metadata;
+            ground.kind = Some(origin.type_id);
             let parsed = origin.id.parse().map_err(Fault::internal)?;
             ground.source = DiskSource::Disk { disk: parsed };
             ground.source_volid = Some(origin.id);
@@ -193,6 +199,15 @@ pub(super) async fn make(app: &App, caller: &Caller, wanted: Wanted) -> Result<V
     let project =
         project.ok_or_else(|| Fault::forbidden("This needs a token that is scoped to a project."))?;
     let ground = ground(app, caller, &wanted).await?;
+    let name = wanted.kind.as_deref().or(ground.kind.as_deref()).unwrap_or(view::TYPE_ID);
+    // A source's type is taken over also where the caller could not ask for it.
+    let kind = match &wanted.kind {
+        Some(name) => types::named(&app.store, caller, name).await?,
+        None => type_rows::get(&app.store, name).await?,
+    };
+    let kind = kind.ok_or_else(|| {
+        Fault::not_found(format!("Volume type with name {} could not be found.", cut(name)))
+    })?;
     let gib = match (wanted.gib, &wanted.source) {
         (Some(gib), _) => gib,
         (None, VolumeSource::Snapshot(_) | VolumeSource::Volume(_)) => ground.least,
@@ -213,6 +228,8 @@ pub(super) async fn make(app: &App, caller: &Caller, wanted: Wanted) -> Result<V
         source_volid: ground.source_volid,
         metadata: wanted.metadata,
         image_metadata: ground.image_metadata,
+        type_id: kind.id,
+        type_name: Some(kind.name),
         created_at: now(),
         updated_at: now(),
     };
@@ -266,11 +283,6 @@ pub(super) async fn create(call: Call<App>) -> Outcome {
     if let Some(zone) = text(body, "availability_zone").filter(|zone| zone != ZONE) {
         return Err(Fault::bad_request(format!("Availability zone '{}' is invalid.", cut(&zone))));
     }
-    if let Some(kind) =
-        text(body, "volume_type").filter(|kind| kind != view::TYPE_NAME && kind != view::TYPE_ID)
-    {
-        return Err(Fault::not_found(format!("Volume type with name {} could not be found.", cut(&kind))));
-    }
     if body.get("multiattach").is_some_and(|multi| multi == &json!(true)) {
         return Err(Fault::bad_request("Volumes that several servers use at once are not supported."));
     }
@@ -294,6 +306,7 @@ pub(super) async fn create(call: Call<App>) -> Outcome {
         name: text(body, "name").or_else(|| text(body, "display_name")),
         description: text(body, "description").or_else(|| text(body, "display_description")),
         metadata: pairs(body.get("metadata").unwrap_or(&Value::Null)),
+        kind: text(body, "volume_type"),
     };
     let volume = make(&call.app, &call.caller, wanted).await?;
     Ok(Reply::json(202, json!({"volume": view::volume(&call, &volume, &[])})))

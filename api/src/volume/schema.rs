@@ -73,3 +73,48 @@ pub(super) const ATTACHMENT: &str = r#"{"type": "object", "required": ["attachme
         "volume_uuid": {"type": "string", "maxLength": 64},
         "instance_uuid": {"type": "string", "maxLength": 64},
         "connector": {"type": ["object", "null"]}}}}}"#;
+
+pub(super) const TYPE: &str = r#"{"type": "object", "required": ["volume_type"], "properties": {"volume_type": {
+    "type": "object", "required": ["name"], "additionalProperties": false, "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 255},
+        "description": {"type": ["string", "null"], "maxLength": 255},
+        "extra_specs": {"type": ["object", "null"], "maxProperties": 128,
+            "propertyNames": {"pattern": "^[a-zA-Z0-9-_:. ]{1,255}$"},
+            "additionalProperties": {"type": ["string", "null"], "maxLength": 255}},
+        "os-volume-type-access:is_public": {"type": ["boolean", "string"]}}}}}"#;
+
+pub(super) const TYPE_UPDATE: &str = r#"{"type": "object", "required": ["volume_type"], "properties": {"volume_type": {
+    "type": "object", "minProperties": 1, "additionalProperties": false, "properties": {
+        "name": {"type": ["string", "null"], "maxLength": 255},
+        "description": {"type": ["string", "null"], "maxLength": 255},
+        "is_public": {"type": ["boolean", "string"]},
+        "os-volume-type-access:is_public": {"type": ["boolean", "string"]}}}}}"#;
+
+pub(super) const TYPE_SPECS: &str = r#"{"type": "object", "required": ["extra_specs"], "properties": {"extra_specs": {
+    "type": "object", "minProperties": 1, "maxProperties": 128,
+    "propertyNames": {"pattern": "^[a-zA-Z0-9-_:. ]{1,255}$"},
+    "additionalProperties": {"type": "string", "maxLength": 255}}}}"#;
+
+pub(super) const TYPE_SPEC: &str = r#"{"type": "object", "minProperties": 1, "maxProperties": 1,
+    "propertyNames": {"pattern": "^[a-zA-Z0-9-_:. ]{1,255}$"},
+    "additionalProperties": {"type": "string", "maxLength": 255}}"#;
+
+pub(super) const ADD_ACCESS: &str = r#"{"type": "object", "properties": {"addProjectAccess": {"type": "object",
+    "required": ["project"], "properties": {"project": {"type": "string", "minLength": 1, "maxLength": 255}}}}}"#;
+
+pub(super) const REMOVE_ACCESS: &str = r#"{"type": "object", "properties": {"removeProjectAccess": {"type": "object",
+    "required": ["project"], "properties": {"project": {"type": "string", "minLength": 1, "maxLength": 255}}}}}"#;
+
+pub(super) const QOS: &str = r#"{"type": "object", "required": ["qos_specs"], "properties": {"qos_specs": {
+    "type": "object", "required": ["name"], "maxProperties": 64,
+    "propertyNames": {"pattern": "^[a-zA-Z0-9-_:. ]{1,255}$"},
+    "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 255}, "consumer": {"type": ["string", "null"]}},
+    "additionalProperties": {"type": ["string", "integer"], "maxLength": 255}}}}"#;
+
+pub(super) const QOS_UPDATE: &str = r#"{"type": "object", "required": ["qos_specs"], "properties": {"qos_specs": {
+    "type": "object", "maxProperties": 64, "propertyNames": {"pattern": "^[a-zA-Z0-9-_:. ]{1,255}$"},
+    "properties": {"consumer": {"type": ["string", "null"]}},
+    "additionalProperties": {"type": ["string", "integer"], "maxLength": 255}}}}"#;
+
+pub(super) const QOS_KEYS: &str = r#"{"type": "object", "required": ["keys"], "properties": {"keys": {
+    "type": "array", "minItems": 1, "maxItems": 64, "items": {"type": "string", "minLength": 1, "maxLength": 255}}}}"#;

@@ -1,13 +1,14 @@
 //! How volumes, snapshots and attachments are shown.
 
-use super::records::{Attached, Snapshot, Volume};
+use super::records::{Attached, Pairs, Snapshot, Volume};
 use super::rules::ZONE;
+use super::type_rows::Kind;
 use crate::app::App;
 use api_kit::time::naive;
 use api_kit::{Call, Micro};
 use serde_json::{Value, json};
 
-/// The one volume type.
+/// The volume type of those who ask for none.
 pub(super) const TYPE_ID: &str = "0f1e5a3c-8d1b-4a52-9c55-6d6f6e74616e";
 /// Its name, as upstream's default type.
 pub(super) const TYPE_NAME: &str = "__DEFAULT__";
@@ -52,7 +53,7 @@ pub(super) fn volume(call: &Call<App>, volume: &Volume, attached: &[Attached]) -
         "availability_zone": ZONE,
         "created_at": naive(&volume.created_at),
         "updated_at": naive(&volume.updated_at),
-        "volume_type": TYPE_NAME,
+        "volume_type": volume.type_name.as_deref().unwrap_or(TYPE_NAME),
         "snapshot_id": volume.snapshot_id,
         "source_volid": volume.source_volid,
         "metadata": volume.metadata,
@@ -109,7 +110,9 @@ pub(super) fn snapshot(call: &Call<App>, snapshot: &Snapshot, full: bool) -> Val
 }
 
 /// One attachment; `full` with what only the detailed views have.
-pub(super) fn attachment(one: &Attached, full: bool) -> Value {
+///
+/// `specs` are those QoS specs that the machine enforces, as upstream hands them to it.
+pub(super) fn attachment(one: &Attached, specs: Option<&Pairs>, full: bool) -> Value {
     let mut shown =
         json!({"id": one.id, "status": one.status, "instance": one.server_id, "volume_id": one.volume_id});
     if full {
@@ -117,13 +120,18 @@ pub(super) fn attachment(one: &Attached, full: bool) -> Value {
         shown["detached_at"] = Value::Null;
         shown["attach_mode"] = json!("rw");
         // Volumes reach a server on its host, as files: there is nothing for another host to connect to.
-        shown["connection_info"] = json!({});
+        shown["connection_info"] = specs.map_or_else(|| json!({}), |specs| json!({"qos_specs": specs}));
     }
     shown
 }
 
-/// The volume type.
-pub(super) fn volume_type() -> Value {
-    json!({"id": TYPE_ID, "name": TYPE_NAME, "description": "Default Volume Type", "is_public": true,
-        "extra_specs": {}, "qos_specs_id": null, "os-volume-type-access:is_public": true})
+/// A volume type; what is behind it is for administrators.
+pub(super) fn volume_type(call: &Call<App>, kind: &Kind) -> Value {
+    let mut shown = json!({"id": kind.id, "name": kind.name, "description": kind.description,
+        "is_public": kind.is_public, "os-volume-type-access:is_public": kind.is_public, "extra_specs": {}});
+    if call.caller.is_admin {
+        shown["extra_specs"] = json!(kind.extra_specs);
+        shown["qos_specs_id"] = json!(kind.qos_specs_id);
+    }
+    shown
 }

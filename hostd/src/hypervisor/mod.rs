@@ -9,6 +9,7 @@
 //! A machine is level-triggered: [`Machine::status`] tells how it is, [`Machine::changed`] only that it may have
 //! changed. What a hypervisor needs of the world (disks, taps, the guest's kernel) it takes from [`crate::resources`].
 
+mod figures;
 mod place;
 pub mod qemu;
 pub mod simulated;
@@ -19,9 +20,9 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 use wire::Refused;
-use wire::host::{DiskSpec, NicSpec, ServerSpec};
+use wire::host::{DiskSpec, Figures, NicSpec, ServerSpec};
 use wire::ids::{PortId, ServerId};
-use wire::machine::{EndReason, MachineEnd};
+use wire::machine::{EndReason, Limits, MachineEnd, NicLimits};
 
 /// The kinds of hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -108,6 +109,9 @@ pub trait Machine: Send + Sync {
     /// Does one thing to it. Everything is harmless to repeat.
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), Refused>>;
 
+    /// What it used, moved and carried.
+    fn figures(&self) -> BoxFuture<'_, Result<Figures, Refused>>;
+
     /// Ends it at once and returns when nothing of it runs any more. Harmless when it has ended.
     fn kill(&self) -> BoxFuture<'_, ()>;
 
@@ -134,10 +138,14 @@ pub enum Control {
     UnplugNic(PortId),
     /// Tell the guest that the file of a disk has grown to so many bytes.
     ResizeDisk(String, u64),
+    /// Change what a disk may move.
+    LimitDisk(String, Limits),
+    /// Change what a network interface may carry.
+    LimitNic(PortId, NicLimits),
 }
 
 /// How a machine is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
     /// What it does.
     pub life: Life,
@@ -147,6 +155,8 @@ pub struct Status {
     pub nics: Vec<PortId>,
     /// The guest's kernel said that it panicked.
     pub panicked: bool,
+    /// It stands still because its guest stopped calling the watchdog.
+    pub bitten: bool,
 }
 
 /// A disk in a machine.
@@ -159,9 +169,10 @@ pub struct DiskNow {
 }
 
 /// What a machine does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Life {
     /// Executes.
+    #[default]
     Running,
     /// Stopped in place.
     Paused,
@@ -192,6 +203,8 @@ pub enum How {
     TripleFault,
     /// The guest's kernel panicked and then reset.
     Panicked,
+    /// The guest stopped calling its watchdog.
+    Watchdog,
     /// `hostd` asked the monitor to end.
     Stopped,
     /// It never ran: the monitor refused its configuration.
@@ -208,6 +221,7 @@ impl From<&End> for MachineEnd {
             How::Reset => EndReason::Reset,
             How::TripleFault => EndReason::TripleFault,
             How::Panicked => EndReason::Panicked,
+            How::Watchdog => EndReason::Watchdog,
             How::Stopped => EndReason::Stopped,
             How::NotStarted => EndReason::NotStarted,
             How::Failed => EndReason::Failed,

@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
+use wire::host::{DiskFigures, Figures, MemoryFigures, NicFigures};
 use wire::ids::{PortId, ServerId};
+use wire::machine::{Limits, NicLimits};
 use wire::{GiB, MiB, Refused};
 
 /// Logical CPUs of a simulated host.
@@ -36,6 +38,14 @@ struct Guest {
     paused: bool,
     disks: Vec<String>,
     nics: Vec<PortId>,
+    #[serde(default)]
+    disk_limits: BTreeMap<String, Limits>,
+    #[serde(default)]
+    nic_limits: BTreeMap<PortId, NicLimits>,
+    #[serde(default)]
+    memory: MiB,
+    #[serde(default)]
+    vcpus: u32,
     end: Option<End>,
     gone: bool,
 }
@@ -104,6 +114,10 @@ impl Hypervisor for Simulated {
                 paused: plan.paused,
                 disks: plan.spec.disks.iter().map(|disk| disk.key.clone()).collect(),
                 nics: plan.spec.nics.iter().map(|nic| nic.port).collect(),
+                disk_limits: plan.spec.disks.iter().map(|disk| (disk.key.clone(), disk.limits)).collect(),
+                nic_limits: plan.spec.nics.iter().map(|nic| (nic.port, nic.limits)).collect(),
+                memory: plan.spec.memory,
+                vcpus: plan.spec.vcpus,
                 end: None,
                 gone: false,
             };
@@ -152,6 +166,8 @@ impl Puppet {
             | Control::PlugNic(_)
             | Control::UnplugNic(_)
             | Control::ResizeDisk(..) => (),
+            Control::LimitDisk(key, limits) => drop(guest.disk_limits.insert(key, limits)),
+            Control::LimitNic(port, limits) => drop(guest.nic_limits.insert(port, limits)),
         }
         durable::write(&self.path, &guest).map_err(lost)?;
         self.state.send_replace(guest);
@@ -168,7 +184,8 @@ impl Machine for Puppet {
             None => Life::Running,
         };
         let disks = guest.disks.into_iter().map(|key| DiskNow { key, bytes: None }).collect();
-        futures::future::ready(Ok(Status { life, disks, nics: guest.nics, panicked: false })).boxed()
+        futures::future::ready(Ok(Status { life, disks, nics: guest.nics, panicked: false, bitten: false }))
+            .boxed()
     }
 
     fn changed(&self) -> BoxFuture<'_, ()> {
@@ -183,6 +200,20 @@ impl Machine for Puppet {
 
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), Refused>> {
         futures::future::ready(self.apply(control)).boxed()
+    }
+
+    /// Nothing runs, so nothing was used; what is not known is left out.
+    fn figures(&self) -> BoxFuture<'_, Result<Figures, Refused>> {
+        let guest = self.state.borrow().clone();
+        let figures = Figures {
+            hypervisor: Kind::Simulated.to_string(),
+            uptime_secs: None,
+            cpus_ns: (0..guest.vcpus).map(|_| 0).collect(),
+            memory: MemoryFigures { given: guest.memory, ..MemoryFigures::default() },
+            disks: guest.disks.into_iter().map(|key| DiskFigures { key, counts: None }).collect(),
+            nics: guest.nics.into_iter().map(|port| NicFigures { port, mac: None, counts: None }).collect(),
+        };
+        futures::future::ready(Ok(figures)).boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, ()> {

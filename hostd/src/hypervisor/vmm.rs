@@ -4,7 +4,7 @@
 //! in the server's directories, so a later `hostd` finds all of it by the server's id.
 
 use super::{
-    Adopted, Control, DiskNow, End, How, Hypervisor, Kind, Life, Machine, Plan, Seat, Status, place,
+    Adopted, Control, DiskNow, End, How, Hypervisor, Kind, Life, Machine, Plan, Seat, Status, figures, place,
 };
 use crate::cgroup;
 use crate::process::{self, Launch, Process};
@@ -22,12 +22,16 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use wire::host::{DiskSpec, NicSpec};
-use wire::machine::{
-    BlockSize, CpuModel, DiskConfig, EndReason, Identity, JailConfig, Limits, MachineCall, MachineConfig,
-    MachineEnd, MachineReply, MachineState, MachineStatus, MemoryBacking, NicConfig, NicLimits,
+use wire::host::{
+    Bite, DiskCounts, DiskFigures, DiskSpec, Figures, Firmware, MemoryFigures, NicCounts, NicFigures, NicSpec,
 };
-use wire::{Refused, RefusedKind};
+use wire::ids::PortId;
+use wire::machine::{
+    BalloonConfig, BlockSize, CpuModel, DeviceCounts, DiskConfig, EndReason, Identity, JailConfig,
+    MachineCall, MachineConfig, MachineEnd, MachineReply, MachineState, MachineStatus, MemoryBacking,
+    NicConfig, WatchdogAction,
+};
+use wire::{MiB, Refused, RefusedKind};
 
 mod channel;
 
@@ -49,13 +53,14 @@ const OVERHEAD: u64 = 256 << 20;
 pub struct Vmm {
     program: PathBuf,
     resources: Resources,
+    cpu_model: CpuModel,
 }
 
 impl Vmm {
-    /// One that runs this program.
+    /// One that runs this program, for guests that find this of the host's processor.
     #[must_use]
-    pub fn new(program: PathBuf, resources: Resources) -> Self {
-        Self { program, resources }
+    pub fn new(program: PathBuf, resources: Resources, cpu_model: CpuModel) -> Self {
+        Self { program, resources, cpu_model }
     }
 }
 
@@ -67,12 +72,12 @@ impl Hypervisor for Vmm {
     fn start(&self, plan: Plan) -> BoxFuture<'_, Result<Box<dyn Machine>, Refused>> {
         async move {
             let (program, resources) = (self.program.clone(), self.resources.clone());
-            let (seat, paused) = (plan.seat.clone(), plan.paused);
+            let (seat, paused, cpu_model) = (plan.seat.clone(), plan.paused, self.cpu_model);
             let handle = tokio::runtime::Handle::current();
             let process = tokio::task::spawn_blocking(move || {
                 // The process handle registers with the runtime.
                 let _inside = handle.enter();
-                spawn(&program, &resources, &plan)
+                spawn(&program, &resources, &plan, cpu_model)
             })
             .await
             .map_err(|error| Refused::internal(error.to_string()))??;
@@ -88,6 +93,7 @@ impl Hypervisor for Vmm {
                         | How::Reset
                         | How::TripleFault
                         | How::Panicked
+                        | How::Watchdog
                         | How::Stopped => Ok(()),
                     },
                     Life::Running if paused => machine.control(Control::Pause).await,
@@ -125,8 +131,19 @@ impl Hypervisor for Vmm {
 }
 
 /// Opens everything and starts the process. All that was opened here is closed on return; the monitor keeps its own.
-fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, Refused> {
-    let seat = &plan.seat;
+fn spawn(
+    program: &Path,
+    resources: &Resources,
+    plan: &Plan,
+    cpu_model: CpuModel,
+) -> Result<Process, Refused> {
+    let (seat, hardware) = (&plan.seat, plan.spec.hardware);
+    if hardware.firmware == Firmware::Uefi {
+        return Err(Refused::invalid("this monitor has no UEFI firmware: it starts a guest's kernel itself")
+            .remedy(
+                "give an image without hw_firmware_type=uefi, or run the host with hypervisor = \"qemu\"",
+            ));
+    }
     let log = place::prepare(seat).map_err(place::trouble("prepare the server's directories"))?;
     let consoles = [console::current(&seat.state), console::previous(&seat.state)]
         .iter()
@@ -149,8 +166,8 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
         name: plan.spec.name.clone(),
         max_vcpus: None,
         vcpus: plan.spec.vcpus,
-        cpu_model: CpuModel::default(),
-        topology: None,
+        cpu_model,
+        topology: hardware.topology,
         memory: plan.spec.memory,
         memory_backing: MemoryBacking::default(),
         max_memory: None,
@@ -166,11 +183,17 @@ fn spawn(program: &Path, resources: &Resources, plan: &Plan) -> Result<Process, 
         nics: plan.spec.nics.iter().zip(&taps).map(|(nic, tap)| nic_config(nic, tap)).collect(),
         identity: Identity::default(),
         restore: None,
-        balloon: None,
+        // Empty: it is there for its reports of free pages, which go back to the host, and its statistics.
+        balloon: Some(BalloonConfig { target: MiB(0), deflate_on_oom: true }),
         backends: Vec::new(),
         vsock: None,
         virtio_console: None,
-        watchdog: false,
+        watchdog: hardware.watchdog.is_some(),
+        watchdog_action: match hardware.watchdog {
+            None | Some(Bite::Reset | Bite::PowerOff) => WatchdogAction::End,
+            Some(Bite::Pause) => WatchdogAction::Pause,
+            Some(Bite::Nothing) => WatchdogAction::Count,
+        },
         jail: Some(JailConfig { uid: seat.uid, gid: seat.uid }),
     };
     let config_file = in_memory(&config).map_err(place::trouble("write the machine's configuration"))?;
@@ -208,7 +231,7 @@ fn disk_config(disk: &DiskSpec, file: &File) -> DiskConfig {
         read_only: disk.read_only,
         serial: disk.serial.clone(),
         block_size: BlockSize::default(),
-        limits: Limits::default(),
+        limits: disk.limits,
     }
 }
 
@@ -219,7 +242,7 @@ fn nic_config(nic: &NicSpec, tap: &OwnedFd) -> NicConfig {
         more_fds: Vec::new(),
         mac: nic.mac,
         mtu: nic.mtu,
-        limits: NicLimits::default(),
+        limits: nic.limits,
     }
 }
 
@@ -241,8 +264,8 @@ fn read_end(seat: &Seat) -> Option<End> {
         EndReason::PowerOff => How::PowerOff,
         EndReason::PowerButton => How::PowerButton,
         EndReason::Panicked => How::Panicked,
-        // The detail tells them apart.
-        EndReason::Reset | EndReason::Watchdog => How::Reset,
+        EndReason::Watchdog => How::Watchdog,
+        EndReason::Reset => How::Reset,
         EndReason::TripleFault => How::TripleFault,
         EndReason::Stopped => How::Stopped,
         EndReason::NotStarted => How::NotStarted,
@@ -305,6 +328,7 @@ impl VmmMachine {
             | MachineReply::Status(_)
             | MachineReply::Balloon(_)
             | MachineReply::Memory(_)
+            | MachineReply::Counts(_)
             | MachineReply::Snapshot(_) => Ok(reply),
         }
     }
@@ -321,6 +345,7 @@ impl VmmMachine {
                 MachineReply::Done
                 | MachineReply::Balloon(_)
                 | MachineReply::Memory(_)
+                | MachineReply::Counts(_)
                 | MachineReply::Snapshot(_)
                 | MachineReply::Refused(_),
             ) => Err(Refused::internal(
@@ -342,7 +367,7 @@ impl VmmMachine {
             let colon = if words.is_empty() { "" } else { ": " };
             End { how: How::Failed, detail: format!("vmm ended with {status}{colon}{words}") }
         });
-        Status { life: Life::Ended(end), disks: Vec::new(), nics: Vec::new(), panicked: false }
+        Status { life: Life::Ended(end), disks: Vec::new(), nics: Vec::new(), panicked: false, bitten: false }
     }
 
     async fn act(&self, control: Control) -> Result<(), Refused> {
@@ -357,19 +382,74 @@ impl VmmMachine {
             Control::PlugDisk(disk) => {
                 let spec = disk.clone();
                 let file = blocking(move || resources.disk(&spec)).await?;
-                let DiskSpec { key, path: _, read_only, serial } = disk;
-                let (block_size, limits) = (BlockSize::default(), Limits::default());
+                let DiskSpec { key, path: _, read_only, serial, limits } = disk;
+                let block_size = BlockSize::default();
                 (
                     MachineCall::PlugDisk { key, read_only, serial, block_size, limits },
                     Some(OwnedFd::from(file)),
                 )
             }
-            Control::PlugNic(NicSpec { port, mac, mtu }) => {
+            Control::LimitDisk(key, limits) => (MachineCall::LimitDisk { key, limits }, None),
+            Control::LimitNic(port, limits) => (MachineCall::LimitNic { port, limits }, None),
+            Control::PlugNic(NicSpec { port, mac, mtu, limits }) => {
                 let tap = blocking(move || resources.tap(port)).await?;
-                (MachineCall::PlugNic { port, mac, mtu, limits: NicLimits::default() }, Some(tap))
+                (MachineCall::PlugNic { port, mac, mtu, limits }, Some(tap))
             }
         };
         self.call(&call, fd.as_ref()).await.map(drop)
+    }
+}
+
+impl VmmMachine {
+    async fn count(&self) -> Result<Figures, Refused> {
+        let MachineReply::Counts(counts) = self.call(&MachineCall::Counts, None).await? else {
+            return Err(Refused::internal(
+                "the machine monitor answered a question for counts with something else",
+            ));
+        };
+        // A machine that an earlier hostd started has no balloon.
+        let balloon = match self.call(&MachineCall::BalloonStatus, None).await {
+            Ok(MachineReply::Balloon(balloon)) => Some(balloon.statistics),
+            Ok(_) | Err(_) => None,
+        };
+        let mib = |bytes: Option<u64>| bytes.map(|bytes| MiB(bytes >> 20));
+        let usage = figures::usage(&self.seat, "vcpu");
+        let disk = |(key, own): (String, DeviceCounts)| DiskFigures { key, counts: Some(disk_counts(own)) };
+        let nic = |(port, own): (PortId, DeviceCounts)| NicFigures {
+            port,
+            mac: None,
+            counts: Some(NicCounts {
+                received_bytes: own.to_guest.bytes,
+                received: own.to_guest.operations,
+                receive_drops: own.to_guest.failed,
+                sent_bytes: own.from_guest.bytes,
+                sent: own.from_guest.operations,
+                send_drops: own.from_guest.failed,
+            }),
+        };
+        Ok(Figures {
+            hypervisor: Kind::Vmm.to_string(),
+            uptime_secs: usage.uptime_secs,
+            cpus_ns: usage.cpus_ns,
+            memory: MemoryFigures {
+                total: mib(balloon.and_then(|own| own.total)),
+                available: mib(balloon.and_then(|own| own.available)),
+                resident: usage.resident,
+                ..MemoryFigures::default()
+            },
+            disks: counts.disks.into_iter().map(disk).collect(),
+            nics: counts.nics.into_iter().map(nic).collect(),
+        })
+    }
+}
+
+fn disk_counts(own: DeviceCounts) -> DiskCounts {
+    DiskCounts {
+        read_bytes: own.to_guest.bytes,
+        reads: own.to_guest.operations,
+        written_bytes: own.from_guest.bytes,
+        writes: own.from_guest.operations,
+        errors: own.to_guest.failed.saturating_add(own.from_guest.failed),
     }
 }
 
@@ -396,6 +476,7 @@ fn translate(status: &MachineStatus) -> Status {
             .collect(),
         nics: status.nics.iter().map(|nic| nic.port).collect(),
         panicked: status.panicked,
+        bitten: status.state == MachineState::Paused && status.bites > 0,
     }
 }
 
@@ -441,6 +522,10 @@ impl Machine for VmmMachine {
 
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), Refused>> {
         self.act(control).boxed()
+    }
+
+    fn figures(&self) -> BoxFuture<'_, Result<Figures, Refused>> {
+        self.count().boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, ()> {

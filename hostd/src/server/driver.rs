@@ -9,8 +9,8 @@ use base::CancellationToken;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
-use wire::host::{Boot, Observed, Power};
+use tokio::sync::{mpsc, oneshot, watch};
+use wire::host::{Boot, Figures, Observed, Power};
 use wire::machine::MachineEnd;
 use wire::{Generation, Refused, RefusedKind};
 
@@ -40,12 +40,16 @@ impl Fleet {
     }
 }
 
+/// A request for the machine's figures.
+pub type Ask = oneshot::Sender<Result<Figures, Refused>>;
+
 /// The owner of one server.
 pub struct Driver {
     seat: Seat,
     fleet: Fleet,
     wanted: watch::Receiver<Wanted>,
     observed: watch::Sender<Observed>,
+    asks: mpsc::Receiver<Ask>,
     unplug_within: Duration,
     record: Record,
     machine: Option<Box<dyn Machine>>,
@@ -70,6 +74,8 @@ pub struct Start {
     pub wanted: watch::Receiver<Wanted>,
     /// Where to tell what is.
     pub observed: watch::Sender<Observed>,
+    /// Requests for figures.
+    pub asks: mpsc::Receiver<Ask>,
     /// How long a guest may take to give a device back.
     pub unplug_within: Duration,
     /// Processes that carry this server's mark, the parent first.
@@ -96,7 +102,7 @@ pub fn unseen(id: wire::ids::ServerId, wanted: &Wanted, kind: Kind) -> Observed 
 
 /// Drives a server until it is forgotten (true) or the daemon ends (false).
 pub async fn drive(start: Start, shutdown: CancellationToken) -> bool {
-    let Start { seat, fleet, wanted, observed, unplug_within, pids } = start;
+    let Start { seat, fleet, wanted, observed, asks, unplug_within, pids } = start;
     let kind = fleet.chosen;
     let mut driver = Driver {
         record: Record::new(process::boot_id()),
@@ -104,6 +110,7 @@ pub async fn drive(start: Start, shutdown: CancellationToken) -> bool {
         fleet,
         wanted,
         observed,
+        asks,
         unplug_within,
         machine: None,
         kind,
@@ -273,6 +280,7 @@ impl Driver {
             | How::Panicked
             | How::PowerOff
             | How::PowerButton
+            | How::Watchdog
             | How::Stopped
             | How::NotStarted
             | How::Failed => 0,
@@ -318,6 +326,7 @@ impl Driver {
             stop: self.stop,
             asked: &self.asked,
             plugged: &self.record.plugged,
+            carried: &self.record.carried,
             sizes: &sizes,
             not_before: self.not_before,
             unplug_within: self.unplug_within,
@@ -373,6 +382,7 @@ impl Driver {
         durable::remove_dir(&self.seat.run).map_err(|error| self.disk_trouble(&error))?;
         self.record.run = Run::Starting { kind, reboots: wanted.reboots.count };
         self.record.plugged = wanted.spec.disks.iter().map(|disk| (disk.key.clone(), disk.clone())).collect();
+        self.record.carried = wanted.spec.nics.iter().map(|nic| (nic.port, nic.limits)).collect();
         self.keep()?;
         fault::point("about to start");
         std::fs::create_dir_all(&self.seat.run).map_err(|error| self.disk_trouble(&error))?;
@@ -412,19 +422,70 @@ impl Driver {
                 self.record.plugged.insert(disk.key.clone(), disk.clone());
                 self.keep()?;
             }
+            Control::PlugNic(nic) => {
+                self.record.carried.insert(nic.port, nic.limits);
+                self.keep()?;
+            }
             Control::UnplugDisk(key) => self.note_asked(Device::Disk(key.clone())),
             Control::UnplugNic(port) => self.note_asked(Device::Nic(*port)),
             Control::Pause
             | Control::Resume
             | Control::PowerButton
-            | Control::PlugNic(_)
-            | Control::ResizeDisk(..) => (),
+            | Control::ResizeDisk(..)
+            | Control::LimitDisk(..)
+            | Control::LimitNic(..) => (),
         }
         let Some(machine) = &self.machine else { return Ok(()) };
         fault::point("about to control");
-        let outcome = machine.control(control).await;
+        let outcome = machine.control(control.clone()).await;
         fault::point("controlled");
-        outcome
+        outcome?;
+        self.note_limits(&control)
+    }
+
+    /// Limits are written down once they are set, so that what was cut short is done again.
+    fn note_limits(&mut self, control: &Control) -> Result<(), Refused> {
+        match control {
+            Control::LimitDisk(key, limits) => {
+                if let Some(disk) = self.record.plugged.get_mut(key) {
+                    disk.limits = *limits;
+                }
+                self.keep()
+            }
+            Control::LimitNic(port, limits) => {
+                self.record.carried.insert(*port, *limits);
+                self.keep()
+            }
+            Control::Pause
+            | Control::Resume
+            | Control::PowerButton
+            | Control::PlugDisk(_)
+            | Control::UnplugDisk(_)
+            | Control::PlugNic(_)
+            | Control::UnplugNic(_)
+            | Control::ResizeDisk(..) => Ok(()),
+        }
+    }
+
+    /// Adds to figures what the wish says: memory and addresses.
+    fn complete(&self, mut figures: Figures) -> Figures {
+        let wanted = self.wanted.borrow();
+        figures.memory.given = wanted.spec.memory;
+        for nic in &mut figures.nics {
+            let own = wanted.spec.nics.iter().find(|wanted| wanted.port == nic.port);
+            nic.mac = nic.mac.or(own.map(|own| own.mac));
+        }
+        figures
+    }
+
+    /// Answers one request for figures.
+    async fn answer(&self, ask: Ask) {
+        let figures = match &self.machine {
+            Some(machine) => machine.figures().await.map(|figures| self.complete(figures)),
+            None => Err(Refused::conflict(format!("server {} has no running machine", self.seat.id))),
+        };
+        // Who asked may have given up.
+        let _ = ask.send(figures);
     }
 
     fn note_asked(&mut self, device: Device) {
@@ -502,11 +563,16 @@ impl Driver {
                     (Some(_), _) => tokio::time::sleep_until(wake.into()).await,
                 }
             };
-            tokio::select! {
+            let asked = tokio::select! {
                 () = shutdown.cancelled() => return true,
                 outcome = self.wanted.changed() => return outcome.is_err(),
                 () = changed => return false,
-                () = timer => (),
+                () = timer => None,
+                ask = next_ask(&mut self.asks) => Some(ask),
+            };
+            if let Some(ask) = asked {
+                self.answer(ask).await;
+                continue;
             }
             if let Some(machine) = &self.machine {
                 machine.tend();
@@ -556,6 +622,13 @@ impl Driver {
                 .remedy("free some space on the file system of hostd's state directory"),
             _ => Refused::internal(message),
         }
+    }
+}
+
+async fn next_ask(asks: &mut mpsc::Receiver<Ask>) -> Ask {
+    match asks.recv().await {
+        Some(ask) => ask,
+        None => std::future::pending().await,
     }
 }
 

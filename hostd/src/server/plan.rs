@@ -17,8 +17,9 @@ use crate::hypervisor::{Control, DiskNow, End, How, Life, Status};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use wire::Generation;
-use wire::host::{DiskSpec, NicSpec, Power, PowerNow};
+use wire::host::{Bite, DiskSpec, NicSpec, Power, PowerNow};
 use wire::ids::PortId;
+use wire::machine::NicLimits;
 
 /// How often a guest that does not follow is asked again, to power off or to give a device back: one that is still
 /// booting hears nothing.
@@ -43,6 +44,8 @@ pub struct View<'a> {
     pub asked: &'a BTreeMap<Device, Asked>,
     /// What is known of the plugged disks, to see that one's file was exchanged.
     pub plugged: &'a BTreeMap<String, DiskSpec>,
+    /// Limits of the plugged network interfaces, as they were set; what is not there has none.
+    pub carried: &'a BTreeMap<PortId, NicLimits>,
     /// Sizes of the wanted disks' files in bytes, where known.
     pub sizes: &'a BTreeMap<String, u64>,
     /// A restart is not tried before this.
@@ -177,6 +180,10 @@ fn rest(view: &View<'_>) -> Act {
 fn when_up(view: &View<'_>, status: &Status, now: Instant) -> Act {
     let wants_pause = view.wanted.power == Power::Paused;
     if !wants_pause && status.life == Life::Paused {
+        if status.bitten && view.settled >= view.wanted.generation {
+            // Its watchdog stopped it, as was asked for: it goes on when its owner says so.
+            return Act::Wait(None);
+        }
         return Act::Control(Control::Resume);
     }
     if view.failed == Some(view.wanted.generation) {
@@ -229,6 +236,9 @@ fn devices(view: &View<'_>, status: &Status, now: Instant) -> Option<Act> {
     if let Some(nic) = spec.nics.iter().find(missing_nic) {
         return Some(Act::Control(Control::PlugNic(nic.clone())));
     }
+    if let Some(act) = limits(view, status) {
+        return Some(act);
+    }
     if view.settled < view.wanted.generation {
         return status.disks.iter().find_map(|disk| {
             let bytes = *view.sizes.get(&disk.key)?;
@@ -238,8 +248,28 @@ fn devices(view: &View<'_>, status: &Status, now: Instant) -> Option<Act> {
     None
 }
 
+/// The next device whose limits are not those that are wanted.
+fn limits(view: &View<'_>, status: &Status) -> Option<Act> {
+    let spec = &view.wanted.spec;
+    let disk = spec.disks.iter().find(|disk| {
+        let plugged = view.plugged.get(&disk.key);
+        plugged.is_some_and(|plugged| plugged.limits != disk.limits)
+            && status.disks.iter().any(|now| now.key == disk.key)
+    });
+    if let Some(disk) = disk {
+        return Some(Act::Control(Control::LimitDisk(disk.key.clone(), disk.limits)));
+    }
+    let nic = spec.nics.iter().find(|nic| {
+        let carried = view.carried.get(&nic.port).copied().unwrap_or_default();
+        carried != nic.limits && status.nics.contains(&nic.port)
+    });
+    nic.map(|nic| Act::Control(Control::LimitNic(nic.port, nic.limits)))
+}
+
+/// Whether the disk that is plugged in is the wanted one; its limits can change in place.
 fn is_same(wanted: &DiskSpec, now: &DiskNow, view: &View<'_>) -> bool {
-    wanted.key == now.key && view.plugged.get(&now.key).is_none_or(|plugged| plugged == wanted)
+    let same = |plugged: &DiskSpec| DiskSpec { limits: wanted.limits, ..plugged.clone() } == *wanted;
+    wanted.key == now.key && view.plugged.get(&now.key).is_none_or(same)
 }
 
 fn give_back(device: &Device) -> Control {
@@ -276,6 +306,9 @@ pub fn after_end(end: &End, wanted: &Wanted, stopping: bool, resets_in_a_row: us
         How::PowerOff | How::PowerButton | How::Stopped if stopping => Down::Restart,
         How::PowerOff | How::PowerButton => Down::Guest,
         How::Reset => Down::Restart,
+        // A guest that hangs is not started anew where its owner wants it off.
+        How::Watchdog if wanted.spec.hardware.watchdog == Some(Bite::PowerOff) => Down::Guest,
+        How::Watchdog => Down::Restart,
         How::TripleFault | How::Panicked if resets_in_a_row < TRIPLE_FAULTS => Down::Restart,
         How::Panicked => {
             crashed("the guest's kernel keeps panicking soon after its start; its console log says why")

@@ -7,13 +7,21 @@ use crate::hypervisor::{Control, DiskNow, End, How, Life, Status};
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use wire::host::{Boot, DiskSpec, Power, Reboots, ServerSpec};
+use wire::host::{Bite, Boot, DiskSpec, Hardware, Power, Reboots, ServerSpec};
+use wire::ids::PortId;
+use wire::machine::{Limit, Limits, NicLimits};
 use wire::{Generation, MiB};
 
 const UNPLUG: Duration = Duration::from_secs(30);
 
 fn disk(key: &str) -> DiskSpec {
-    DiskSpec { key: key.into(), path: format!("/pool/{key}").into(), read_only: false, serial: key.into() }
+    DiskSpec {
+        key: key.into(),
+        path: format!("/pool/{key}").into(),
+        read_only: false,
+        serial: key.into(),
+        limits: Limits::default(),
+    }
 }
 
 fn wanted(generation: u64, power: Power, disks: &[&str]) -> Wanted {
@@ -26,6 +34,7 @@ fn wanted(generation: u64, power: Power, disks: &[&str]) -> Wanted {
             boot: Boot::Disk,
             disks: disks.iter().map(|key| disk(key)).collect(),
             nics: Vec::new(),
+            hardware: Hardware::default(),
         },
         power,
         reboots: Reboots::default(),
@@ -36,7 +45,7 @@ fn wanted(generation: u64, power: Power, disks: &[&str]) -> Wanted {
 
 fn up(disks: &[&str], life: Life) -> Now {
     let disks = disks.iter().map(|key| DiskNow { key: (*key).into(), bytes: Some(10) }).collect();
-    Now::Up(Status { life, disks, nics: Vec::new(), panicked: false })
+    Now::Up(Status { life, disks, nics: Vec::new(), panicked: false, bitten: false })
 }
 
 /// What a driver carries between steps.
@@ -49,6 +58,7 @@ struct Carried {
     stop: Option<Stop>,
     asked: BTreeMap<Device, Asked>,
     plugged: BTreeMap<String, DiskSpec>,
+    carried: BTreeMap<PortId, NicLimits>,
     sizes: BTreeMap<String, u64>,
 }
 
@@ -63,6 +73,7 @@ impl Carried {
             stop: None,
             asked: BTreeMap::new(),
             plugged: BTreeMap::new(),
+            carried: BTreeMap::new(),
             sizes: BTreeMap::new(),
         }
     }
@@ -78,6 +89,7 @@ impl Carried {
                 stop: self.stop,
                 asked: &self.asked,
                 plugged: &self.plugged,
+                carried: &self.carried,
                 sizes: &self.sizes,
                 not_before: None,
                 unplug_within: UNPLUG,
@@ -176,6 +188,40 @@ fn another_file_under_the_same_key_is_another_disk_and_a_grown_one_is_told() {
 }
 
 #[test]
+fn limits_change_in_place() {
+    let at = Instant::now();
+    let bytes = Some(Limit { per_second: 1000, burst: 1000 });
+    let mut carried = Carried::new(wanted(1, Power::On, &["a"]), up(&["a"], Life::Running));
+    carried.plugged.insert("a".into(), disk("a"));
+    carried.wanted.spec.disks[0].limits.bytes = bytes;
+    let limits = carried.wanted.spec.disks[0].limits;
+    assert_eq!(carried.next(at), Act::Control(Control::LimitDisk("a".into(), limits)));
+    carried.plugged.insert("a".into(), carried.wanted.spec.disks[0].clone());
+    assert_eq!(carried.next(at), Act::Settle);
+}
+
+#[test]
+fn a_guest_that_its_watchdog_stopped_waits_for_its_owner() {
+    let at = Instant::now();
+    let mut carried = Carried::new(wanted(2, Power::On, &["a"]), up(&["a"], Life::Paused));
+    let Now::Up(status) = &mut carried.now else { panic!("it is up") };
+    status.bitten = true;
+    carried.settled = 2;
+    assert_eq!(carried.next(at), Act::Wait(None));
+    carried.wanted.generation = Generation(3);
+    assert_eq!(carried.next(at), Act::Control(Control::Resume));
+}
+
+#[test]
+fn a_guest_that_hangs_is_started_again_unless_its_owner_wants_it_off() {
+    let end = End { how: How::Watchdog, detail: String::new() };
+    let mut on = wanted(1, Power::On, &["a"]);
+    assert_eq!(after_end(&end, &on, false, 1000), Down::Restart);
+    on.spec.hardware.watchdog = Some(Bite::PowerOff);
+    assert_eq!(after_end(&end, &on, false, 0), Down::Guest);
+}
+
+#[test]
 fn ends_mean_what_was_wanted_at_the_time() {
     let on = wanted(1, Power::On, &["a"]);
     let off = wanted(1, Power::Off { grace_secs: 1 }, &["a"]);
@@ -184,6 +230,7 @@ fn ends_mean_what_was_wanted_at_the_time() {
         How::PowerOff,
         How::PowerButton,
         How::Reset,
+        How::Watchdog,
         How::TripleFault,
         How::Panicked,
         How::Stopped,
@@ -263,7 +310,9 @@ fn obey(carried: &mut Carried, act: Act, deaf: bool, clock: &mut Instant) {
                 Control::PowerButton
                 | Control::PlugNic(_)
                 | Control::UnplugNic(_)
-                | Control::ResizeDisk(..) => panic!("{control:?} was not expected"),
+                | Control::ResizeDisk(..)
+                | Control::LimitDisk(..)
+                | Control::LimitNic(..) => panic!("{control:?} was not expected"),
             }
         }
         Act::Settle => carried.settled = carried.wanted.generation.0,

@@ -8,7 +8,8 @@ use std::io;
 use std::path::PathBuf;
 use wire::Generation;
 use wire::host::DiskSpec;
-use wire::machine::MachineEnd;
+use wire::ids::PortId;
+use wire::machine::{MachineEnd, NicLimits};
 
 /// How far a server got.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct Record {
     /// Disks as they were plugged in.
     #[serde(default)]
     pub plugged: BTreeMap<String, DiskSpec>,
+    /// Limits of network interfaces as they were set.
+    #[serde(default)]
+    pub carried: BTreeMap<PortId, NicLimits>,
     /// How the latest machine that has ended did so.
     #[serde(default)]
     pub ended: Option<MachineEnd>,
@@ -79,6 +83,7 @@ impl Record {
             run: Run::Down(Down::Off),
             boot,
             plugged: BTreeMap::new(),
+            carried: BTreeMap::new(),
             ended: None,
         }
     }

@@ -1,6 +1,6 @@
 //! All servers of the host: takes requests, keeps what is wanted, starts the drivers.
 
-use super::driver::{self, Fleet, Start};
+use super::driver::{self, Ask, Fleet, Start};
 use super::wanted::{Decision, Wanted, decide};
 use crate::config::Config;
 use crate::hypervisor::Seat;
@@ -11,9 +11,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
-use wire::host::{EnsureServer, Observed, WatchServer};
+use wire::host::{EnsureServer, Figures, Observed, WatchServer};
 use wire::ids::ServerId;
 use wire::{Generation, Refused};
 
@@ -21,6 +21,10 @@ use wire::{Generation, Refused};
 const WAIT_MAX: Duration = Duration::from_secs(300);
 /// How long a caller of `ForgetServer` waits before it is told to ask again: callers give up after a minute.
 const FORGET_WAIT: Duration = Duration::from_secs(50);
+/// How long a request for figures waits for a driver that is busy.
+const FIGURES_WAIT: Duration = Duration::from_secs(20);
+/// Requests for figures of one server that wait at a time.
+const ASKS: usize = 8;
 
 /// The servers of this host.
 #[derive(Clone)]
@@ -40,6 +44,7 @@ struct Inner {
 struct Book {
     desks: BTreeMap<ServerId, Desk>,
     observed: BTreeMap<ServerId, watch::Receiver<Observed>>,
+    asks: BTreeMap<ServerId, mpsc::Sender<Ask>>,
     uids: BTreeMap<ServerId, u32>,
 }
 
@@ -227,6 +232,23 @@ impl Registry {
         self.0.book().observed.values().map(|observed| observed.borrow().clone()).collect()
     }
 
+    /// Reads the figures of a server's machine.
+    ///
+    /// # Errors
+    /// `Missing`, `Conflict` when there is no machine, `Unavailable` when it does not answer.
+    pub async fn figures(&self, id: ServerId) -> Result<Figures, Refused> {
+        let asks = self.0.book().asks.get(&id).cloned().ok_or_else(|| missing(id))?;
+        let (ask, answer) = oneshot::channel();
+        let asked = async {
+            // A driver that ended had its server forgotten.
+            asks.send(ask).await.map_err(|_| missing(id))?;
+            answer.await.map_err(|_| missing(id))?
+        };
+        let busy =
+            |_| Refused::unavailable(format!("server {id} is busy and gave no figures")).remedy("ask again");
+        tokio::time::timeout(FIGURES_WAIT, asked).await.map_err(busy)?
+    }
+
     /// Reads the end of a server's console log.
     ///
     /// # Errors
@@ -254,6 +276,7 @@ impl Registry {
         let mut book = self.0.book();
         book.desks.remove(&id);
         book.observed.remove(&id);
+        book.asks.remove(&id);
         book.uids.remove(&id);
     }
 }
@@ -292,11 +315,14 @@ impl Inner {
         self.book().uids.insert(id, wanted.uid);
         let (tell, observed) = watch::channel(driver::unseen(id, &wanted, self.fleet.chosen));
         let (wish, wanted) = watch::channel(wanted);
+        let (ask, asks) = mpsc::channel(ASKS);
+        self.book().asks.insert(id, ask);
         let start = Start {
             seat,
             fleet: self.fleet.clone(),
             wanted,
             observed: tell.clone(),
+            asks,
             unplug_within: Duration::from_secs(self.config.unplug_secs),
             pids,
         };

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use wire::host::{Boot, DiskSpec, EnsureServer, Power, Reboots, ServerSpec};
-use wire::machine::{MAX_DISKS, MAX_NICS};
+use wire::machine::{Limits, MAX_DISKS, MAX_NICS};
 use wire::{Generation, Refused, RefusedKind};
 
 /// A server as it should be, as it is on disk in `wanted.json`.
@@ -95,6 +95,19 @@ fn check(spec: &ServerSpec) -> Result<(), Refused> {
     if let Some(nic) = spec.nics.iter().find(|nic| nic.mtu < 68) {
         return invalid(format!("an MTU of {} bytes: at least 68 are needed", nic.mtu));
     }
+    if let Some(topology) = spec.hardware.topology {
+        let product =
+            topology.sockets.checked_mul(topology.cores).and_then(|n| n.checked_mul(topology.threads));
+        if product != Some(spec.vcpus) {
+            return invalid(format!(
+                "{} sockets of {} cores of {} threads are not {} virtual CPUs",
+                topology.sockets, topology.cores, topology.threads, spec.vcpus
+            ));
+        }
+    }
+    for limits in spec.nics.iter().flat_map(|nic| [nic.limits.to_guest, nic.limits.from_guest]) {
+        check_limits(limits)?;
+    }
     match &spec.boot {
         Boot::Disk if spec.disks.is_empty() => {
             invalid("a server without a disk needs a kernel to boot from".into())
@@ -106,7 +119,17 @@ fn check(spec: &ServerSpec) -> Result<(), Refused> {
     }
 }
 
+fn check_limits(limits: Limits) -> Result<(), Refused> {
+    if [limits.bytes, limits.operations].into_iter().flatten().any(|it| it.per_second == 0 || it.burst == 0) {
+        return Err(Refused::invalid(
+            "a limit of nothing would stop a device for ever; leave it out for none",
+        ));
+    }
+    Ok(())
+}
+
 fn check_disk(disk: &DiskSpec) -> Result<(), Refused> {
+    check_limits(disk.limits)?;
     let plain = |text: &str| {
         text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
     };
@@ -131,7 +154,9 @@ fn check_disk(disk: &DiskSpec) -> Result<(), Refused> {
 mod tests {
     use super::*;
     use wire::MiB;
+    use wire::host::Hardware;
     use wire::ids::ServerId;
+    use wire::machine::{Limit, Topology};
 
     fn call(generation: u64) -> EnsureServer {
         EnsureServer {
@@ -147,8 +172,10 @@ mod tests {
                     path: "/pool/root".into(),
                     read_only: false,
                     serial: "root".into(),
+                    limits: Limits::default(),
                 }],
                 nics: Vec::new(),
+                hardware: Hardware::default(),
             },
             power: Power::On,
             reboots: Reboots::default(),
@@ -178,7 +205,9 @@ mod tests {
 
     #[test]
     fn impossible_machines_are_refused() {
-        let spoils: [fn(&mut ServerSpec); 10] = [
+        let spoils: [fn(&mut ServerSpec); 12] = [
+            |spec| spec.hardware.topology = Some(Topology { sockets: 2, cores: 1, threads: 1 }),
+            |spec| spec.disks[0].limits.bytes = Some(Limit { per_second: 0, burst: 1 }),
             |spec| spec.vcpus = 0,
             |spec| spec.vcpus = 65,
             |spec| spec.memory = MiB(u64::MAX),

@@ -16,6 +16,8 @@ pub enum Manner {
     Resetting,
     /// Powers off by itself.
     PoweringOff,
+    /// Starts the watchdog of our monitor and hangs.
+    Hanging,
 }
 
 const BASE: u64 = 0x10_0000;
@@ -27,6 +29,7 @@ pub fn kernel(dir: &Path, manner: Manner) -> PathBuf {
         Manner::Deaf => "deaf.elf",
         Manner::Resetting => "resetting.elf",
         Manner::PoweringOff => "powering-off.elf",
+        Manner::Hanging => "hanging.elf",
     });
     std::fs::write(&path, elf(&code(manner))).unwrap();
     path
@@ -52,6 +55,12 @@ fn code(manner: Manner) -> Vec<u8> {
         Manner::Deaf => code.extend([0xeb, 0xfe]), // jmp $
         Manner::Resetting => {
             code.extend(out8(0x64, 0xfe));
+            code.extend([0xeb, 0xfe]);
+        }
+        Manner::Hanging => {
+            // One period to wait, then the switch.
+            code.extend([0x66, 0xba, 0x40, 0x06, 0xb8, 1, 0, 0, 0, 0xef]); // mov dx, 0x640; mov eax, 1; out dx, eax
+            code.extend(out8(0x648, 1));
             code.extend([0xeb, 0xfe]);
         }
         Manner::PoweringOff => {

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use wire::cloud::{Ground, Warrant};
 use wire::fd::{FdReply, FdRequest};
 use wire::host::{
-    Boot, DiskSpec, EnsureServer, ForgetServer, NicSpec, Observed, Power, Reboots, ServerSpec, WatchServer,
+    Boot, DiskSpec, EnsureServer, ForgetServer, Hardware, NicSpec, Observed, Power, Reboots, ServerSpec,
+    WatchServer,
 };
 use wire::ids::{PortId, ServerId};
+use wire::machine::{Limits, NicLimits};
 use wire::{Generation, MiB, Refused};
 
 /// The word of the cloud that the tests play.
@@ -190,12 +192,12 @@ impl Lab {
     pub fn disk(&self, key: &str) -> DiskSpec {
         let path = self.dir.path().join(format!("{key}.raw"));
         std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
-        DiskSpec { key: key.into(), path, read_only: false, serial: key.into() }
+        DiskSpec { key: key.into(), path, read_only: false, serial: key.into(), limits: Limits::default() }
     }
 
     pub fn nic(&self) -> NicSpec {
         let mac = "fa:16:3e:00:00:01".parse().unwrap();
-        NicSpec { port: PortId::new(), mac, mtu: 1450 }
+        NicSpec { port: PortId::new(), mac, mtu: 1450, limits: NicLimits::default() }
     }
 
     /// Ports whose tap was asked for.
@@ -242,6 +244,7 @@ pub fn server(kernel: &Path, disks: Vec<DiskSpec>, nics: Vec<NicSpec>) -> Ensure
             boot: Boot::Kernel { kernel: kernel.to_owned(), initrd: None, command_line: String::new() },
             disks,
             nics,
+            hardware: Hardware::default(),
         },
         power: Power::On,
         reboots: Reboots::default(),

@@ -2,7 +2,8 @@
 
 use crate::guest::{Manner, kernel};
 use crate::lab::{Lab, next, server};
-use wire::host::{Boot, Power, PowerNow, Reboots};
+use wire::host::{Bite, Boot, Firmware, Hardware, Power, PowerNow, ReadFigures, Reboots};
+use wire::machine::Limit;
 
 fn lab() -> Option<Lab> {
     lab_with("unplug_secs = 20")
@@ -36,6 +37,15 @@ async fn a_guest_lives_through_everything() {
     assert!(status.contains("NoNewPrivs:\t1") && status.contains("CapEff:\t0000000000000000"), "{status}");
     assert!(status.contains("Uid:\t1880000000\t1880000000"), "{status}");
 
+    let limited = next(&first, |call| {
+        call.spec.disks[0].limits.operations = Some(Limit { per_second: 100, burst: 200 });
+    });
+    assert_eq!(lab.ensure(&limited).await.unwrap().fault, None, "{}", lab.log());
+    let figures = lab.client.call(&ReadFigures { id }).await.unwrap();
+    assert!(figures.cpus_ns.len() == 1 && figures.disks[0].counts.is_some(), "{figures:?}");
+    assert!(figures.memory.resident.is_some() && figures.nics[0].counts.is_none(), "{figures:?}");
+
+    let first = limited;
     let paused = next(&first, |call| call.power = Power::Paused);
     assert_eq!(lab.ensure(&paused).await.unwrap().power, PowerNow::Paused);
     let resumed = next(&paused, |call| call.power = Power::On);
@@ -95,6 +105,33 @@ async fn a_deaf_guest_is_killed_after_its_grace_and_keeps_its_devices_until_then
     assert_eq!((now.power, now.fault), (PowerNow::Off, None));
     let on = next(&off, |call| call.power = Power::On);
     assert_eq!(lab.ensure(&on).await.unwrap().disks, ["root"]);
+    lab.forget(first.id).await;
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn uefi_firmware_starts_and_keeps_its_variables_until_the_server_goes() {
+    let Some(mut lab) = lab() else { return };
+    if !std::path::Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd").exists() {
+        println!("skipped: the package ovmf is not installed");
+        return;
+    }
+    lab.up().await;
+    let mut first = server(&lab.dir.path().join("none.elf"), vec![lab.disk("root")], Vec::new());
+    first.spec.boot = Boot::Disk;
+    first.spec.memory = wire::MiB(256);
+    first.spec.hardware = Hardware { firmware: Firmware::Uefi, watchdog: Some(Bite::Pause), topology: None };
+    let now = lab.ensure(&first).await.unwrap();
+    assert_eq!((now.fault, now.power), (None, PowerNow::Running), "{}", lab.log());
+    // The firmware finds nothing to start on an empty disk, and says so.
+    lab.console_has(first.id, "BdsDxe", 1).await;
+    let variables = lab.dir.path().join(format!("state/servers/{}/uefi-variables.fd", first.id));
+    let of_packet = std::fs::read("/usr/share/OVMF/OVMF_VARS_4M.fd").unwrap();
+    let own = std::fs::read(&variables).unwrap();
+    assert!(own.len() == of_packet.len() && own != of_packet, "the firmware keeps its boot order there");
+    let again = next(&first, |call| call.reboots = Reboots { count: 1, grace_secs: 0 });
+    assert_eq!(lab.ensure(&again).await.unwrap().fault, None);
+    lab.console_has(first.id, "BdsDxe", 2).await;
     lab.forget(first.id).await;
     assert_eq!(lab.leftovers(), Vec::<String>::new());
 }

@@ -2,7 +2,9 @@
 
 use crate::guest::{Manner, kernel};
 use crate::lab::{Lab, next, server, vmm_program};
-use wire::host::{Power, PowerNow, Reboots};
+use wire::host::{Bite, DiskCounts, Firmware, Power, PowerNow, ReadFigures, Reboots};
+use wire::machine::{EndReason, Limit, Limits, NicLimits, Topology};
+use wire::{MiB, RefusedKind};
 
 async fn lab(more: &str) -> Option<Lab> {
     if !std::path::Path::new("/dev/kvm").exists() {
@@ -74,6 +76,65 @@ async fn a_guest_lives_through_everything_but_what_it_must_agree_to() {
     assert_eq!(lab.ensure(&off).await.unwrap().power, PowerNow::Off);
     assert!(lab.processes().is_empty());
     lab.forget(id).await;
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_guest_that_hangs_gets_what_its_owner_wants_and_figures_are_told() {
+    let Some(mut lab) = lab("").await else { return };
+    let kernel = kernel(lab.dir.path(), Manner::Hanging);
+    let hanging = |lab: &Lab, bite| {
+        let mut call = server(&kernel, vec![lab.disk("root")], vec![lab.nic()]);
+        call.spec.hardware.watchdog = Some(bite);
+        call.spec.hardware.topology = Some(Topology { sockets: 1, cores: 1, threads: 1 });
+        call
+    };
+    let reset = hanging(&lab, Bite::Reset);
+    lab.ensure(&reset).await.unwrap();
+    lab.console_has(reset.id, "up\n", 2).await;
+    let now = lab.until(reset.id, "bitten", |now| now.last_end.is_some()).await;
+    assert_eq!(now.last_end.unwrap().reason, EndReason::Watchdog);
+    lab.forget(reset.id).await;
+
+    let off = hanging(&lab, Bite::PowerOff);
+    lab.ensure(&off).await.unwrap();
+    let now = lab.until(off.id, "off", |now| now.power == PowerNow::Off).await;
+    assert_eq!((now.fault, now.last_end.unwrap().reason), (None, EndReason::Watchdog));
+    let refused = lab.client.call(&ReadFigures { id: off.id }).await.unwrap_err();
+    assert_eq!(refused.kind, RefusedKind::Conflict);
+    lab.forget(off.id).await;
+
+    let pause = hanging(&lab, Bite::Pause);
+    lab.ensure(&pause).await.unwrap();
+    lab.until(pause.id, "paused", |now| now.power == PowerNow::Paused).await;
+    // It stays so until its owner lets it go on, whatever becomes of hostd.
+    lab.kill();
+    lab.up().await;
+    let now = lab.until(pause.id, "paused", |now| now.power == PowerNow::Paused).await;
+    assert_eq!(now.settled, pause.generation);
+    let limited = next(&pause, |call| {
+        let limits = Limits { bytes: Some(Limit { per_second: 1 << 20, burst: 1 << 20 }), operations: None };
+        call.spec.disks[0].limits = limits;
+        call.spec.nics[0].limits = NicLimits { to_guest: limits, from_guest: Limits::default() };
+    });
+    let now = lab.ensure(&limited).await.unwrap();
+    assert_eq!((now.fault, now.settled), (None, limited.generation), "{}", lab.log());
+    let figures = lab.client.call(&ReadFigures { id: pause.id }).await.unwrap();
+    assert_eq!((figures.hypervisor.as_str(), figures.memory.given), ("vmm", MiB(32)));
+    assert!(figures.cpus_ns.len() == 1 && figures.uptime_secs.is_some(), "{figures:?}");
+    assert!(figures.memory.resident.is_some_and(|resident| resident.0 < 200), "{figures:?}");
+    assert_eq!(figures.disks[0].counts, Some(DiskCounts::default()), "this guest has no driver");
+    assert_eq!(figures.nics[0].mac, Some(pause.spec.nics[0].mac));
+    lab.forget(pause.id).await;
+
+    let mut uefi = server(&kernel, Vec::new(), Vec::new());
+    uefi.spec.hardware.firmware = Firmware::Uefi;
+    let now = lab.ensure(&uefi).await.unwrap();
+    assert!(
+        now.fault.as_deref().is_some_and(|fault| fault.contains("UEFI") && fault.contains("qemu")),
+        "{now:?}"
+    );
+    lab.forget(uefi.id).await;
     assert_eq!(lab.leftovers(), Vec::<String>::new());
 }
 

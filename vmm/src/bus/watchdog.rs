@@ -1,4 +1,4 @@
-//! The watchdog: a machine whose guest stops calling is reset.
+//! The watchdog: a machine whose guest stops calling ends, stands still, or is counted, as its owner wants.
 //!
 //! Its registers are described to the guest by ACPI's WDAT table, which stock cloud kernels have a driver for (`wdat_wdt`), where they
 //! have none for the usual chips (`i6300esb` among them).
@@ -16,6 +16,7 @@ use crate::machine::signals::Signals;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use wire::machine::WatchdogAction;
 
 /// The unit of its waiting.
 pub const PERIOD: Duration = Duration::from_millis(100);
@@ -51,6 +52,7 @@ struct State {
 /// The watchdog.
 pub struct Watchdog {
     signals: Arc<Signals>,
+    action: WatchdogAction,
     state: Mutex<State>,
 }
 
@@ -88,8 +90,8 @@ impl State {
 impl Watchdog {
     /// A watchdog that is off, in a machine that is not running yet.
     #[must_use]
-    pub fn new(signals: Arc<Signals>) -> Self {
-        Self { signals, state: Mutex::new(State { periods: FIRST, wait: Wait::Off, paused: true }) }
+    pub fn new(signals: Arc<Signals>, action: WatchdogAction) -> Self {
+        Self { signals, action, state: Mutex::new(State { periods: FIRST, wait: Wait::Off, paused: true }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -143,6 +145,20 @@ impl Watchdog {
         }
     }
 
+    /// What happens when it bites.
+    #[must_use]
+    pub fn action(&self) -> WatchdogAction {
+        self.action
+    }
+
+    /// Begins to wait anew. Harmless when it is off.
+    pub fn rewind(&self) {
+        let mut state = self.state();
+        let now = Instant::now();
+        let left = state.left(now).map(|_| state.whole());
+        state.set(left, now);
+    }
+
     /// Stands still. Harmless when it does.
     pub fn pause(&self) {
         let mut state = self.state();
@@ -187,7 +203,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     fn watchdog() -> Watchdog {
-        Watchdog::new(Arc::new(Signals::new().unwrap()))
+        Watchdog::new(Arc::new(Signals::new().unwrap()), wire::machine::WatchdogAction::End)
     }
 
     fn read(watchdog: &Watchdog, offset: u16) -> u32 {

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
-    BackendDevice, CpuModel, EndReason, Identity, MemoryBacking, NicLimits, Pages, Topology,
+    BackendDevice, CpuModel, EndReason, Identity, MemoryBacking, NicLimits, Pages, Topology, WatchdogAction,
 };
 
 /// MTU of a tap that is used by hand.
@@ -193,6 +193,7 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
         id: ServerId::new(),
         identity: Identity::default(),
         watchdog: args.watchdog,
+        watchdog_action: WatchdogAction::End,
     };
     let snapshot_to = args.snapshot.as_deref().map(snapshot_files).transpose()?;
     let taps = args.taps.iter().map(|name| open_tap(name)).collect::<Result<Vec<_>, _>>()?;

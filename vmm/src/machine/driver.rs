@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use wire::ids::PortId;
 use wire::machine::{
     BackendDevice, BackendName, EndReason, Limits, MachineCall, MachineEnd, MachineReply, MachineState,
-    MachineStatus, NicLimits, PROTOCOL, SnapshotTaken,
+    MachineStatus, NicLimits, PROTOCOL, SnapshotTaken, WatchdogAction,
 };
 use wire::{MiB, Refused};
 
@@ -123,6 +123,7 @@ impl Driver {
             panicked: false,
             transfer: None,
             backends: machine.slots.backends(),
+            bites: 0,
         };
         Self {
             machine,
@@ -149,8 +150,7 @@ impl Driver {
             }
             let (devices, ejected) = self.machine.signals().take();
             if self.machine.watchdog_deadline().is_some_and(|then| then <= Instant::now()) {
-                let what = "the guest started its watchdog and stopped calling it";
-                self.machine.signals().end(EndReason::Watchdog, what);
+                self.bite();
             }
             if let Some(end) = self.machine.take_end() {
                 self.finish();
@@ -171,6 +171,21 @@ impl Driver {
                 self.serve(incoming);
             }
         }
+    }
+
+    /// The guest stopped calling its watchdog.
+    fn bite(&mut self) {
+        match self.machine.watchdog_action() {
+            WatchdogAction::End => {
+                let what = "the guest started its watchdog and stopped calling it";
+                return self.machine.signals().end(EndReason::Watchdog, what);
+            }
+            WatchdogAction::Pause => self.machine.pause(),
+            WatchdogAction::Count => {}
+        }
+        self.machine.rewind_watchdog();
+        self.status.bites = self.status.bites.saturating_add(1);
+        self.status.sequence += 1;
     }
 
     /// Leaves nothing half-written: the console's last words, and no client without an answer.
@@ -280,7 +295,8 @@ impl Driver {
                 MachineReply::Done
                 | MachineReply::Status(_)
                 | MachineReply::Balloon(_)
-                | MachineReply::Memory(_),
+                | MachineReply::Memory(_)
+                | MachineReply::Counts(_),
             ) => {}
         }
     }
@@ -434,6 +450,9 @@ impl Driver {
             MachineCall::UnplugFiles { tag } => {
                 self.unplug(self.machine.slots.files(&tag));
                 Ok(())
+            }
+            MachineCall::Counts => {
+                return self.reply(client, &MachineReply::Counts(self.machine.slots.counts()));
             }
             MachineCall::ResizeDisk { key } => self.resize(&key),
         };

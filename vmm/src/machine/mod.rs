@@ -53,7 +53,7 @@ use std::time::Instant;
 use vcpu::Vcpus;
 use wire::MiB;
 use wire::ids::ServerId;
-use wire::machine::{CpuModel, EndReason, Identity, MachineEnd, Topology};
+use wire::machine::{CpuModel, EndReason, Identity, MachineEnd, Topology, WatchdogAction};
 
 /// What a machine is built from, apart from its devices.
 pub struct Setup {
@@ -79,6 +79,8 @@ pub struct Setup {
     pub identity: Identity,
     /// Whether there is a watchdog; a machine from a snapshot has one when it had.
     pub watchdog: bool,
+    /// What happens when it bites.
+    pub watchdog_action: WatchdogAction,
 }
 
 /// How a machine begins.
@@ -256,7 +258,7 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
     };
     let mut ports =
         Ports::new(setup.console, serial, ioapic.clone(), power.clone(), pci.clone(), signals.clone());
-    ports.watchdog = watchdog.then(|| Watchdog::new(signals.clone()));
+    ports.watchdog = watchdog.then(|| Watchdog::new(signals.clone(), setup.watchdog_action));
     let pluggable_vcpus = match &setup.origin {
         Origin::Boot { .. } => all > setup.vcpus,
         Origin::Snapshot { state, .. } => state.board.processors.is_some(),
@@ -555,6 +557,19 @@ impl Machine {
     #[must_use]
     pub fn watchdog_deadline(&self) -> Option<Instant> {
         self.bus.ports.watchdog.as_ref()?.deadline()
+    }
+
+    /// What happens when it does.
+    #[must_use]
+    pub fn watchdog_action(&self) -> WatchdogAction {
+        self.bus.ports.watchdog.as_ref().map_or(WatchdogAction::End, Watchdog::action)
+    }
+
+    /// Lets the watchdog wait anew.
+    pub fn rewind_watchdog(&self) {
+        if let Some(watchdog) = &self.bus.ports.watchdog {
+            watchdog.rewind();
+        }
     }
 
     /// Presses the power button.

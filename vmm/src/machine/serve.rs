@@ -146,6 +146,7 @@ fn serve(
         id: config.id,
         identity: config.identity.clone(),
         watchdog: config.watchdog,
+        watchdog_action: config.watchdog_action,
     };
     let mut built = build(setup)?;
     let plugged = |error| ServeError::Build(BuildError::Device(error));

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wire::MiB;
 use wire::ids::PortId;
 use wire::machine::{
-    BackendName, BackendStatus, BalloonStatus, DiskStatus, Limits, MAX_DISKS, MAX_NICS, MemoryStatus,
-    NicStatus,
+    BackendName, BackendStatus, BalloonStatus, DiskStatus, Limits, MAX_DISKS, MAX_NICS, MachineCounts,
+    MemoryStatus, NicStatus,
 };
 
 const RNG_SLOT: RangeInclusive<u8> = 1..=1;
@@ -360,6 +360,26 @@ impl Slots {
     #[must_use]
     pub fn balloon(&self) -> Option<BalloonStatus> {
         self.entries.values().find_map(|entry| entry.device().device().balloon())
+    }
+
+    /// What the devices moved, in slot order.
+    #[must_use]
+    pub fn counts(&self) -> MachineCounts {
+        let mut counts = MachineCounts::default();
+        for entry in self.entries.values() {
+            let Some(own) = entry.device().device().counts() else { continue };
+            match &entry.role {
+                Role::Disk { key } => counts.disks.push((key.clone(), own)),
+                Role::Nic { port } => counts.nics.push((*port, own)),
+                Role::Rng
+                | Role::Balloon
+                | Role::Vsock
+                | Role::Console
+                | Role::Memory
+                | Role::Files { .. } => {}
+            }
+        }
+        counts
     }
 
     /// Disks in slot order.

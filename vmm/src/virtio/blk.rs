@@ -20,10 +20,11 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
-use wire::machine::{BlockSize, Limits};
+use wire::machine::{BlockSize, DeviceCounts, Limits};
 
 use self::engine::BlkEngine;
 use self::request::Geometry;
+use super::counters::Counter;
 use super::limit::Limiter;
 use super::worker::{Confine, Worker};
 use super::{
@@ -86,6 +87,8 @@ pub struct Shared {
     /// Whether the guest is content with writes in a volatile cache until it flushes.
     write_back: AtomicBool,
     limiter: Limiter,
+    read: Counter,
+    written: Counter,
 }
 
 impl Shared {
@@ -98,6 +101,8 @@ impl Shared {
             block,
             write_back: AtomicBool::new(true),
             limiter: Limiter::new(limits),
+            read: Counter::default(),
+            written: Counter::default(),
         }
     }
 
@@ -317,6 +322,10 @@ impl VirtioDevice for Blk {
             worker.nudge();
         }
         true
+    }
+
+    fn counts(&self) -> Option<DeviceCounts> {
+        Some(DeviceCounts { to_guest: self.shared.read.read(), from_guest: self.shared.written.read() })
     }
 
     fn refresh_size(&mut self) -> io::Result<Option<u64>> {

@@ -18,6 +18,7 @@ pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod console;
+pub mod counters;
 pub mod limit;
 pub mod mem;
 pub mod net;
@@ -36,7 +37,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
-use wire::machine::{BackendState, BalloonStatus, Limits, MemoryStatus};
+use wire::machine::{BackendState, BalloonStatus, DeviceCounts, Limits, MemoryStatus};
 
 /// The guest's memory, as devices see it.
 pub type Memory = vm_memory::GuestMemoryMmap<crate::snapshot::dirty::DirtyMap>;
@@ -92,6 +93,11 @@ pub trait VirtioDevice: Send {
     /// Asks the driver of a balloon to hold so many bytes. Answers whether this is one.
     fn set_balloon(&mut self, _bytes: u64) -> bool {
         false
+    }
+
+    /// What it moved; `None` for devices that do not count.
+    fn counts(&self) -> Option<DeviceCounts> {
+        None
     }
 
     /// How a balloon is, asking its driver for newer statistics; `None` for other devices.

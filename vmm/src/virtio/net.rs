@@ -25,7 +25,7 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
-use wire::machine::Limits;
+use wire::machine::{DeviceCounts, Limits};
 
 use self::control::Shared;
 use self::engine::NetEngine;
@@ -255,6 +255,10 @@ impl VirtioDevice for Net {
             worker.nudge();
         }
         true
+    }
+
+    fn counts(&self) -> Option<DeviceCounts> {
+        Some(DeviceCounts { to_guest: self.shared.received.read(), from_guest: self.shared.sent.read() })
     }
 
     fn save(&self) -> DeviceState {

@@ -19,7 +19,7 @@ use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
     BackendConfig, BackendDevice, BalloonConfig, BlockSize, ConsoleConfig, CpuModel, DiskConfig, Identity,
     JailConfig, Limits, MachineCall, MachineConfig, MachineEnd, MachineReply, MachineStatus, MemoryBacking,
-    NicConfig, NicLimits, RestoreConfig, SnapshotTaken, Topology, VsockConfig,
+    NicConfig, NicLimits, RestoreConfig, SnapshotTaken, Topology, VsockConfig, WatchdogAction,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -60,6 +60,8 @@ pub struct Plan {
     /// Whether the monitor is told to do without one.
     pub no_jail: bool,
     pub balloon: Option<BalloonConfig>,
+    /// What happens when the guest stops calling its watchdog.
+    pub watchdog_action: WatchdogAction,
     pub vsock: Option<(u32, OwnedFd)>,
     /// Devices that other processes work, with connections to those.
     pub backends: Vec<(BackendDevice, OwnedFd)>,
@@ -89,6 +91,7 @@ impl Plan {
             jailed: true,
             no_jail: false,
             balloon: None,
+            watchdog_action: WatchdogAction::End,
             vsock: None,
             backends: Vec::new(),
             virtio_console: None,
@@ -244,6 +247,7 @@ impl Guest {
                 input_fd: None,
             }),
             watchdog: true,
+            watchdog_action: plan.watchdog_action,
             jail: plan.jailed.then_some(JailConfig { uid, gid: uid }),
         };
         let config = file(&serde_json::to_vec(&config).unwrap());

@@ -1,8 +1,8 @@
 //! Requests and answers on the control socket.
 
 use super::{
-    BackendDevice, BackendName, BalloonStatus, BlockSize, Limits, MachineStatus, MemoryStatus, NicLimits,
-    SnapshotTaken,
+    BackendDevice, BackendName, BalloonStatus, BlockSize, Limits, MachineCounts, MachineStatus, MemoryStatus,
+    NicLimits, SnapshotTaken,
 };
 use crate::ids::{Mac, PortId};
 use crate::{MiB, Refused};
@@ -136,6 +136,8 @@ pub enum MachineCall {
         /// What the guest mounts it by.
         tag: String,
     },
+    /// Answers [`MachineReply::Counts`].
+    Counts,
     /// Tells the guest that a disk's raw file has grown.
     ResizeDisk {
         /// Which disk.
@@ -157,6 +159,8 @@ pub enum MachineReply {
     Balloon(BalloonStatus),
     /// The memory as it is.
     Memory(MemoryStatus),
+    /// What devices moved and carried.
+    Counts(MachineCounts),
     /// Not done, and why.
     Refused(Refused),
 }

@@ -1,6 +1,8 @@
 //! A machine as it is asked for.
 
-use super::{BackendConfig, CpuModel, Fd, Limits, MemoryBacking, NicLimits, RestoreConfig, Topology};
+use super::{
+    BackendConfig, CpuModel, Fd, Limits, MemoryBacking, NicLimits, RestoreConfig, Topology, WatchdogAction,
+};
 use crate::MiB;
 use crate::ids::{Mac, PortId, ServerId};
 use serde::{Deserialize, Serialize};
@@ -65,6 +67,9 @@ pub struct MachineConfig {
     /// A watchdog that the guest may start (by ACPI's WDAT table).
     #[serde(default)]
     pub watchdog: bool,
+    /// What happens when the guest stops calling it.
+    #[serde(default)]
+    pub watchdog_action: WatchdogAction,
     /// Goes on from a snapshot instead of booting; vCPUs, memory, disks and interfaces are those that the snapshot has.
     #[serde(default)]
     pub restore: Option<RestoreConfig>,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A rate: a bucket of `burst` tokens that fills with `per_second`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Limit {
     /// Tokens that come each second, not 0.
     pub per_second: u64,
@@ -12,7 +12,7 @@ pub struct Limit {
 }
 
 /// Limits of a device; `None` is no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes moved.
     #[serde(default)]
@@ -23,7 +23,7 @@ pub struct Limits {
 }
 
 /// Limits of a network interface.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NicLimits {
     /// What comes to the guest.
     #[serde(default)]

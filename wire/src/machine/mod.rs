@@ -18,6 +18,7 @@
 mod backend;
 mod calls;
 mod config;
+mod counts;
 mod cpu;
 mod end;
 mod limits;
@@ -32,6 +33,7 @@ pub use config::{
     BalloonConfig, BlockSize, ConsoleConfig, DiskConfig, Identity, JailConfig, MachineConfig, NicConfig,
     VsockConfig,
 };
+pub use counts::{Counts, DeviceCounts, MachineCounts, WatchdogAction};
 pub use cpu::{CpuModel, Topology};
 pub use end::{EndReason, MachineEnd};
 pub use limits::{Limit, Limits, NicLimits};

@@ -32,6 +32,10 @@ pub struct MachineStatus {
     /// Devices whose queues other processes work.
     #[serde(default)]
     pub backends: Vec<BackendStatus>,
+    /// Times that the guest stopped calling its watchdog without being ended for it:
+    /// [`WatchdogAction`](super::WatchdogAction).
+    #[serde(default)]
+    pub bites: u64,
 }
 
 /// What a machine does.

@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::compute::policy::{ADMIN, ANYBODY};
 use crate::compute::records::flavors::{self, Flavor};
-use crate::compute::{micro, schema, view};
+use crate::compute::{hardware, micro, schema, view};
 use api_kit::{Call, Fault, Operation, Outcome, Reply};
 use axum::http::Method;
 use base::store::StoreError;
@@ -315,8 +315,16 @@ fn specs(value: &Value) -> BTreeMap<String, String> {
         .collect()
 }
 
+fn check(call: &Call<App>, new: &BTreeMap<String, String>) -> Result<(), Fault> {
+    if call.version < micro::SPECS_CHECKED {
+        return Ok(());
+    }
+    new.iter().try_for_each(|(name, value)| hardware::validate(name, value))
+}
+
 async fn specs_add(call: Call<App>) -> Outcome {
     let new = specs(call.inner("extra_specs"));
+    check(&call, &new)?;
     change(&call, |it| {
         it.extra_specs.extend(new.clone());
         Ok(())
@@ -345,6 +353,7 @@ async fn spec_put(call: Call<App>) -> Outcome {
     if !new.contains_key(call.path("key")) {
         return Err(Fault::bad_request("Request body and URI mismatch"));
     }
+    check(&call, &new)?;
     change(&call, |it| {
         it.extra_specs.extend(new.clone());
         Ok(())

@@ -4,6 +4,7 @@ mod actions;
 mod admin;
 mod aggregates;
 mod attachments;
+mod diagnostics;
 mod flavors;
 mod groups;
 mod keypairs;
@@ -28,6 +29,7 @@ pub fn service() -> Service<App> {
         .operations(servers::operations())
         .operations(actions::operations())
         .operations(attachments::operations())
+        .operations(diagnostics::operations())
         .operations(aggregates::operations())
         .operations(groups::operations())
         .operations(usage::operations())

@@ -2,7 +2,6 @@
 
 use super::{device_name, ours, placing, quota};
 use crate::app::App;
-use crate::compute::micro;
 use crate::compute::neighbours::{image, network, volume};
 use crate::compute::records::flavors::{self, Flavor};
 use crate::compute::records::servers::{
@@ -12,6 +11,7 @@ use crate::compute::records::servers::{
 use crate::compute::records::{keypairs, servers};
 use crate::compute::scheduler::boots_from_volume;
 use crate::compute::tasks::{self, CreateServer, net_request};
+use crate::compute::{hardware, micro};
 use api_kit::{Call, Caller, Fault};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -339,6 +339,7 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
         }
     }
 
+    hardware::of(&flavor, image.as_ref())?;
     let networks = networks(body)?;
     let requests: Vec<network::NetRequest> = networks.iter().map(net_request).collect();
     network::check_requests(app, caller, &requests).await.map_err(ours)?;

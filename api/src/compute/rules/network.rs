@@ -9,6 +9,7 @@ use crate::compute::tasks::{self, AttachInterface, DetachInterface};
 use api_kit::{Caller, Fault};
 use wire::host::NicSpec;
 use wire::ids::{PortId, ServerId};
+use wire::machine::NicLimits;
 
 const STATES: &[Vm] = &[Vm::Active, Vm::Paused, Vm::Stopped];
 
@@ -37,8 +38,10 @@ pub async fn attach(
                 network::attach_one(&tx, project, id, request, &body.security_groups, &body.hostname, host)
                     .await?;
             let port = made.ok_or_else(|| Fault::bad_request("No network or port was named to attach."))?;
-            let nic =
-                Nic { spec: NicSpec { port: port.port, mac: port.mac, mtu: port.mtu }, tag: tag.clone() };
+            let nic = Nic {
+                spec: NicSpec { port: port.port, mac: port.mac, mtu: port.mtu, limits: NicLimits::default() },
+                tag: tag.clone(),
+            };
             let subject = tasks::interface_subject(port.port);
             let first = AttachInterface::Wire { server: id, nic };
             app.tasks

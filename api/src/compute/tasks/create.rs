@@ -19,6 +19,7 @@ use std::time::Duration;
 use wire::block::{DiskSource, EnsureDisk, EnsureRaw, ForgetDisk};
 use wire::host::{ForgetServer, NicSpec, PowerNow};
 use wire::ids::ServerId;
+use wire::machine::NicLimits;
 
 /// Creates a server whose row is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -113,7 +114,7 @@ async fn networks(app: &App, row: &Server) -> Result<(), Stop> {
         .iter()
         .enumerate()
         .map(|(index, it)| Nic {
-            spec: NicSpec { port: it.port, mac: it.mac, mtu: it.mtu },
+            spec: NicSpec { port: it.port, mac: it.mac, mtu: it.mtu, limits: NicLimits::default() },
             tag: tag(row.body.networks.get(index)),
         })
         .collect();

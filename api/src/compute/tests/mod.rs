@@ -2,6 +2,7 @@
 
 mod crash;
 mod flow;
+mod machine;
 mod safety;
 mod truth;
 pub(crate) mod world;

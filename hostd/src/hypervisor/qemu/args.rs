@@ -1,12 +1,12 @@
 //! The command line of a QEMU: a q35 machine in software emulation, everything handed in as a descriptor.
 
-use super::{CONSOLE_SET, disk_device, disk_node, nic_device, nic_node, port_name};
+use super::{BALLOON, CONSOLE_SET, UEFI_SET, disk_device, disk_node, nic_device, nic_node, port_name};
 use crate::hypervisor::Plan;
 use serde_json::json;
 use std::ffi::OsString;
 use std::os::fd::RawFd;
-use wire::host::{DiskSpec, NicSpec};
-use wire::machine::{Identity, MAX_DISKS, MAX_NICS};
+use wire::host::{Bite, DiskSpec, NicSpec};
+use wire::machine::{Identity, MAX_DISKS, MAX_NICS, Topology};
 
 /// Root ports beyond those that the machine starts with: how many devices can be plugged in before the next start.
 /// Each costs the guest some boot time, so there are not always all.
@@ -19,8 +19,10 @@ pub struct Numbers {
     pub monitor: RawFd,
     /// Console log, opened to append.
     pub console: RawFd,
-    /// Kernel.
-    pub kernel: RawFd,
+    /// Kernel; none when firmware starts the guest.
+    pub kernel: Option<RawFd>,
+    /// UEFI firmware and its variables.
+    pub uefi: Option<[RawFd; 2]>,
     /// Initial RAM disk.
     pub initrd: Option<RawFd>,
     /// Disks in their order.
@@ -41,18 +43,19 @@ pub fn arguments(plan: &Plan, numbers: &Numbers, command_line: &str) -> Vec<OsSt
     let id = plan.seat.id;
     let identity = Identity::default();
     let mut line = Line(Vec::new());
-    line.pair("-name", format!("guest={id}"));
+    line.pair("-name", format!("guest={id},debug-threads=on"));
     line.flags(&["-nodefaults", "-no-user-config", "-display", "none"]);
     // No SATA, USB, sound or graphics: less to emulate, less to attack.
+    let chips = if numbers.uefi.is_some() { ",pflash0=flash0,pflash1=flash1" } else { "" };
     line.pair(
         "-machine",
-        "q35,vmport=off,smm=off,sata=off,smbus=off,usb=off,graphics=off,hpet=off,dump-guest-core=off",
+        format!("q35,vmport=off,smm=off,sata=off,smbus=off,usb=off,graphics=off,hpet=off,dump-guest-core=off{chips}"),
     );
     // QEMU would let its translated code grow to a gibibyte for each guest.
     line.pair("-accel", "tcg,tb-size=256");
     // Five-level page tables would cost every emulated page walk a level.
     line.pair("-cpu", "max,la57=off");
-    line.pair("-smp", plan.spec.vcpus.to_string());
+    line.pair("-smp", processors(plan));
     line.pair("-m", format!("{}M", plan.spec.memory.0));
     line.pair("-uuid", id.to_string());
     line.pair(
@@ -72,13 +75,30 @@ pub fn arguments(plan: &Plan, numbers: &Numbers, command_line: &str) -> Vec<OsSt
     line.pair("-add-fd", format!("fd={},set={CONSOLE_SET}", numbers.console));
     line.pair("-chardev", format!("file,id=console,path=/dev/fdset/{CONSOLE_SET},append=on"));
     line.pair("-serial", "chardev:console");
-    line.pair("-kernel", format!("/proc/self/fd/{}", numbers.kernel));
+    if let Some([code, variables]) = numbers.uefi {
+        for (unit, (fd, read_only)) in [(code, true), (variables, false)].into_iter().enumerate() {
+            line.pair("-add-fd", format!("fd={fd},set={}", UEFI_SET + unit));
+            line.pair("-blockdev", flash(unit, read_only).to_string());
+        }
+    }
+    if let Some(kernel) = numbers.kernel {
+        line.pair("-kernel", format!("/proc/self/fd/{kernel}"));
+        line.pair("-append", without_timer_check(command_line));
+    }
     if let Some(initrd) = numbers.initrd {
         line.pair("-initrd", format!("/proc/self/fd/{initrd}"));
     }
-    line.pair("-append", without_timer_check(command_line));
     line.pair("-object", "rng-builtin,id=entropy");
     line.pair("-device", "virtio-rng-pci,rng=entropy,bus=pcie.0,addr=1,romfile=");
+    // Empty: it is there for its reports of free pages, which go back to the host, and its statistics.
+    line.pair(
+        "-device",
+        format!("virtio-balloon-pci,id={BALLOON},free-page-reporting=on,deflate-on-oom=on,bus=pcie.0,addr=1d,romfile="),
+    );
+    if let Some(bite) = plan.spec.hardware.watchdog {
+        line.pair("-device", "i6300esb,bus=pcie.0,addr=1e");
+        line.pair("-action", format!("watchdog={}", watchdog(bite)));
+    }
     for port in 0..ports(plan) {
         line.pair("-device", root_port(port));
     }
@@ -97,6 +117,26 @@ pub fn arguments(plan: &Plan, numbers: &Numbers, command_line: &str) -> Vec<OsSt
         line.flags(&["-S"]);
     }
     line.0
+}
+
+/// What QEMU is to do when the guest stops calling its watchdog. `poweroff` ends the process.
+fn watchdog(bite: Bite) -> &'static str {
+    match bite {
+        Bite::Reset => "reset",
+        Bite::PowerOff => "poweroff",
+        Bite::Pause => "pause",
+        Bite::Nothing => "none",
+    }
+}
+
+fn processors(plan: &Plan) -> String {
+    let count = plan.spec.vcpus;
+    match plan.spec.hardware.topology {
+        None => count.to_string(),
+        Some(Topology { sockets, cores, threads }) => {
+            format!("{count},sockets={sockets},cores={cores},threads={threads}")
+        }
+    }
 }
 
 /// Linux checks its timer against the CPU's speed at boot and panics when a busy host makes the emulated one late. Under
@@ -134,6 +174,21 @@ fn root_port(port: usize) -> String {
         "pcie-root-port,id={},bus=pcie.0,chassis={chassis},port={port},addr={slot:x}.{function:x},multifunction=on,io-reserve=0",
         port_name(port)
     )
+}
+
+/// The block node of one of the flash chips that UEFI firmware lies in.
+fn flash(unit: usize, read_only: bool) -> serde_json::Value {
+    json!({
+        "driver": "raw",
+        "node-name": format!("flash{unit}"),
+        "read-only": read_only,
+        "file": {
+            "driver": "file",
+            "filename": format!("/dev/fdset/{}", UEFI_SET + unit),
+            "locking": "off",
+            "read-only": read_only,
+        },
+    })
 }
 
 /// The block node of the disk at a root port; its file is the descriptor set of the same number.

@@ -1,9 +1,9 @@
 //! One QEMU.
 
 use super::qmp::{Heard, Qmp, QmpError};
-use super::{MONITOR, args, disk_device, disk_node, nic_device, nic_node};
+use super::{BALLOON, MONITOR, args, disk_device, disk_node, nic_device, nic_node};
 use crate::console;
-use crate::hypervisor::{Control, DiskNow, End, How, Life, Machine, Seat, Status, place};
+use crate::hypervisor::{Control, DiskNow, End, How, Kind, Life, Machine, Seat, Status, figures, place};
 use crate::process::Process;
 use crate::resources::Resources;
 use futures::FutureExt;
@@ -15,10 +15,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, watch};
-use wire::Refused;
-use wire::host::{DiskSpec, NicSpec};
+use wire::host::{DiskCounts, DiskFigures, DiskSpec, Figures, MemoryFigures, NicFigures, NicSpec};
 use wire::ids::PortId;
-use wire::machine::{MAX_DISKS, MAX_NICS};
+use wire::machine::{Limits, MAX_DISKS, MAX_NICS};
+use wire::{MiB, Refused};
 
 /// Where QEMU's objects live that have a name of ours.
 const PERIPHERAL: &str = "/machine/peripheral";
@@ -98,6 +98,7 @@ impl QemuMachine {
         match looked.await {
             Ok((run_state, status)) => Ok(match run_state.as_str() {
                 "shutdown" => Status { life: Life::Ended(self.guest_end().await), ..status },
+                "watchdog" => Status { life: Life::Paused, bitten: true, ..status },
                 "paused" | "prelaunch" => Status { life: Life::Paused, ..status },
                 // Running, or asleep by its own wish.
                 _ => status,
@@ -111,17 +112,18 @@ impl QemuMachine {
     fn ended(&self) -> Status {
         let status = self.process.status().unwrap_or_else(|| "an unknown status".into());
         let words = place::last_words(&self.seat);
+        if status == "exit status: 0" && words.is_empty() {
+            // A guest that powers off or resets leaves QEMU standing; nobody tells it to quit; and what ends it by a
+            // signal is in its words. That leaves a watchdog that powers off.
+            let detail = "the guest started its watchdog and stopped calling it".to_owned();
+            return Status { life: Life::Ended(End { how: How::Watchdog, detail }), ..Status::default() };
+        }
         let detail = if words.is_empty() {
             format!("QEMU ended with {status}")
         } else {
             format!("QEMU ended with {status}: {words}")
         };
-        Status {
-            life: Life::Ended(End { how: How::Failed, detail }),
-            disks: Vec::new(),
-            nics: Vec::new(),
-            panicked: false,
-        }
+        Status { life: Life::Ended(End { how: How::Failed, detail }), ..Status::default() }
     }
 
     /// Why a QEMU stands still: from its event, or, when that came before we were connected, from its trace, which has
@@ -154,6 +156,9 @@ impl QemuMachine {
             Control::UnplugDisk(key) => link.unplug(&disk_device(&key)).await?,
             Control::PlugNic(nic) => self.plug_nic(&link, &nic).await?,
             Control::UnplugNic(port) => link.unplug(&nic_device(port)).await?,
+            Control::LimitDisk(key, limits) => link.limit(&key, limits).await?,
+            // Its interfaces have no limits; `docs/conformance.md` says so.
+            Control::LimitNic(..) => (),
             Control::ResizeDisk(key, bytes) => {
                 if let Some(port) = link.port_of(&disk_device(&key)) {
                     let arguments = json!({"node-name": disk_node(port), "size": bytes});
@@ -177,7 +182,37 @@ impl QemuMachine {
             link.qmp.run("blockdev-add", args::blockdev(port, disk)).await?;
             link.qmp.run("device_add", args::disk_options(port, disk)).await
         };
-        link.finish(device, port, plugged.await).await
+        link.finish(device, port, plugged.await).await?;
+        if disk.limits == Limits::default() { Ok(()) } else { link.limit(&disk.key, disk.limits).await }
+    }
+
+    /// Sets the limits of disks that the machine started with. They count from the first moments of the guest on.
+    pub async fn limit(&self, disks: &[DiskSpec]) -> Result<(), Refused> {
+        for disk in disks.iter().filter(|disk| disk.limits != Limits::default()) {
+            self.link().await?.limit(&disk.key, disk.limits).await?;
+        }
+        Ok(())
+    }
+
+    async fn count(&self) -> Result<Figures, Refused> {
+        let link = self.link().await?;
+        let (_, status) = link.status().await?;
+        let stats = link.qmp.run("query-blockstats", json!({})).await?;
+        let memory = link.guest_memory().await?;
+        let usage = figures::usage(&self.seat, "CPU ");
+        let disk = |disk: DiskNow| DiskFigures {
+            counts: disk_counts(&stats, &disk_device(&disk.key)),
+            key: disk.key,
+        };
+        Ok(Figures {
+            hypervisor: Kind::Qemu.to_string(),
+            uptime_secs: usage.uptime_secs,
+            cpus_ns: usage.cpus_ns,
+            memory: MemoryFigures { resident: usage.resident, ..memory },
+            disks: status.disks.into_iter().map(disk).collect(),
+            // QEMU does not count what its taps carry.
+            nics: status.nics.into_iter().map(|port| NicFigures { port, mac: None, counts: None }).collect(),
+        })
     }
 
     async fn plug_nic(&self, link: &Link, nic: &NicSpec) -> Result<(), Refused> {
@@ -305,7 +340,47 @@ impl Link {
             }
         }
         let state = run["status"].as_str().unwrap_or_default().to_owned();
-        Ok((state, Status { life: Life::Running, disks, nics, panicked: false }))
+        Ok((state, Status { disks, nics, ..Status::default() }))
+    }
+
+    /// Limits a disk, or takes its limits away.
+    async fn limit(&self, key: &str, limits: Limits) -> Result<(), Refused> {
+        let path = format!("{PERIPHERAL}/{}/virtio-backend", disk_device(key));
+        let mut arguments = json!({"id": path, "bps_rd": 0, "bps_wr": 0, "iops_rd": 0, "iops_wr": 0});
+        for (name, limit) in [("bps", limits.bytes), ("iops", limits.operations)] {
+            // 0 is none to QEMU.
+            arguments[name] = json!(limit.map_or(0, |limit| limit.per_second));
+            if let Some(limit) = limit.filter(|limit| limit.burst > limit.per_second) {
+                arguments[format!("{name}_max")] = json!(limit.burst);
+            }
+        }
+        self.qmp.run("block_set_io_throttle", arguments).await?;
+        Ok(())
+    }
+
+    /// What the guest's balloon driver says; asks it to say more later.
+    async fn guest_memory(&self) -> Result<MemoryFigures, QmpError> {
+        let path = format!("{PERIPHERAL}/{BALLOON}");
+        let ask = json!({"path": path, "property": "guest-stats-polling-interval", "value": 2});
+        let read = json!({"path": path, "property": "guest-stats"});
+        let told = match self.qmp.run("qom-set", ask).await {
+            Ok(_) => self.qmp.run("qom-get", read).await,
+            Err(error) => Err(error),
+        };
+        match told {
+            Ok(told) => {
+                // -1 as an unsigned number is what is not known.
+                let mib = |name: &str| {
+                    let bytes = told["stats"][name].as_u64().filter(|bytes| *bytes != u64::MAX)?;
+                    Some(MiB(bytes >> 20))
+                };
+                let (total, available) = (mib("stat-total-memory"), mib("stat-available-memory"));
+                Ok(MemoryFigures { total, available, ..MemoryFigures::default() })
+            }
+            // A machine that an earlier hostd started has none.
+            Err(QmpError::Refused { .. }) => Ok(MemoryFigures::default()),
+            Err(error @ QmpError::Gone(_)) => Err(error),
+        }
     }
 
     fn port_of(&self, device: &str) -> Option<usize> {
@@ -355,6 +430,22 @@ impl Link {
     }
 }
 
+fn disk_counts(stats: &Value, device: &str) -> Option<DiskCounts> {
+    // The device is told by its path in the tree: `/machine/peripheral/ID/virtio-backend`.
+    let of = |entry: &&Value| {
+        entry["qdev"].as_str().is_some_and(|path| path.split('/').any(|part| part == device))
+    };
+    let own = &stats.as_array()?.iter().find(of)?["stats"];
+    let number = |name: &str| own[name].as_u64().unwrap_or_default();
+    Some(DiskCounts {
+        read_bytes: number("rd_bytes"),
+        reads: number("rd_operations"),
+        written_bytes: number("wr_bytes"),
+        writes: number("wr_operations"),
+        errors: number("failed_rd_operations").saturating_add(number("failed_wr_operations")),
+    })
+}
+
 fn size_of_node(nodes: &Value, port: usize) -> Option<u64> {
     let name = disk_node(port);
     let node = nodes.as_array()?.iter().find(|node| node["node-name"].as_str() == Some(&name))?;
@@ -388,6 +479,10 @@ impl Machine for QemuMachine {
 
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), Refused>> {
         self.act(control).boxed()
+    }
+
+    fn figures(&self) -> BoxFuture<'_, Result<Figures, Refused>> {
+        self.count().boxed()
     }
 
     fn kill(&self) -> BoxFuture<'_, ()> {

@@ -24,10 +24,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use wire::Refused;
+use wire::host::Firmware;
 use wire::ids::PortId;
 
 /// Descriptor set of the console log; disks have the numbers of their root ports.
 const CONSOLE_SET: u32 = 1000;
+/// Descriptor set of UEFI firmware; that of its variables is the next.
+const UEFI_SET: usize = 1001;
+/// The balloon's device.
+const BALLOON: &str = "balloon";
 /// The monitor's socket in the run directory.
 const MONITOR: &str = "monitor.sock";
 
@@ -74,7 +79,7 @@ impl Hypervisor for Qemu {
     fn start(&self, plan: Plan) -> BoxFuture<'_, Result<Box<dyn Machine>, Refused>> {
         async move {
             let (program, resources) = (self.program.clone(), self.resources.clone());
-            let seat = plan.seat.clone();
+            let (seat, limited) = (plan.seat.clone(), plan.spec.disks.clone());
             let handle = tokio::runtime::Handle::current();
             let process = tokio::task::spawn_blocking(move || {
                 // The process handle registers with the runtime.
@@ -85,8 +90,12 @@ impl Hypervisor for Qemu {
             .map_err(|error| Refused::internal(error.to_string()))??;
             crate::fault::point("spawned");
             let machine = QemuMachine::new(seat, process, self.resources.clone());
-            match machine.connect().await {
-                Ok(_) => Ok(Box::new(machine) as Box<dyn Machine>),
+            let ready = async {
+                machine.connect().await.map_err(Refused::from)?;
+                machine.limit(&limited).await
+            };
+            match ready.await {
+                Ok(()) => Ok(Box::new(machine) as Box<dyn Machine>),
                 Err(error) => {
                     machine.kill().await;
                     let words = place::last_words(machine.seat());
@@ -125,24 +134,29 @@ fn spawn(program: &std::path::Path, resources: &Resources, plan: &Plan) -> Resul
     let console = place::console_to_append(seat).map_err(place::trouble("open the console log"))?;
     let monitor = listen(seat).map_err(place::trouble("make the monitor's socket"))?;
     let disks = plan.spec.disks.iter().map(|disk| resources.disk(disk)).collect::<Result<Vec<File>, _>>()?;
-    let boot = resources.boot(&plan.spec, &disks, seat.uid)?;
+    let (boot, uefi) = match plan.spec.hardware.firmware {
+        Firmware::Direct => (Some(resources.boot(&plan.spec, &disks, seat.uid)?), None),
+        Firmware::Uefi => (None, Some(resources.uefi(&seat.state)?)),
+    };
     let taps =
         plan.spec.nics.iter().map(|nic| resources.tap(nic.port)).collect::<Result<Vec<OwnedFd>, _>>()?;
     let numbers = args::Numbers {
         monitor: monitor.as_raw_fd(),
         console: console.as_raw_fd(),
-        kernel: boot.kernel.as_raw_fd(),
-        initrd: boot.initrd.as_ref().map(AsRawFd::as_raw_fd),
+        kernel: boot.as_ref().map(|boot| boot.kernel.as_raw_fd()),
+        uefi: uefi.as_ref().map(|files| files.each_ref().map(AsRawFd::as_raw_fd)),
+        initrd: boot.as_ref().and_then(|boot| Some(boot.initrd.as_ref()?.as_raw_fd())),
         disks: disks.iter().map(AsRawFd::as_raw_fd).collect(),
         taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
     };
-    let mut inherit = vec![numbers.monitor, numbers.console, numbers.kernel];
+    let mut inherit = vec![numbers.monitor, numbers.console];
+    inherit.extend(numbers.kernel.iter().chain(numbers.uefi.iter().flatten()));
     inherit.extend(numbers.initrd.iter().chain(&numbers.disks).chain(&numbers.taps));
     let limits = Limits { vcpus: plan.spec.vcpus, memory: None, tasks: 256 + plan.spec.vcpus };
     let cgroup = place::cgroup(seat, limits);
     process::launch(Launch {
         program: &program,
-        arguments: args::arguments(plan, &numbers, &boot.command_line),
+        arguments: args::arguments(plan, &numbers, boot.as_ref().map_or("", |boot| &boot.command_line)),
         owner: &seat.owner,
         server: seat.id,
         inherit,

@@ -33,6 +33,8 @@ struct Pending {
     status_at: GuestAddress,
     /// What the used entry says when all goes well: bytes written to guest memory.
     used: u32,
+    /// It writes to the disk.
+    writes: bool,
     /// Ranges still to change, last first.
     ranges: Vec<Range>,
 }
@@ -165,13 +167,15 @@ impl BlkEngine {
         }
         let disk = self.shared.geometry();
         let room = writable.len().saturating_sub(1);
-        let mut pending = Pending { head, status_at, used: 1, ranges: Vec::new() };
+        let mut pending = Pending { head, status_at, used: 1, writes: true, ranges: Vec::new() };
         let job = match verb(&header)? {
             Verb::Read(sector) => {
                 let offset = span(sector, room as u64, disk)?;
                 pending.used =
                     u32::try_from(room).ok().and_then(|room| room.checked_add(1)).ok_or(Status::IoError)?;
                 writable.truncate(room);
+                pending.writes = false;
+                self.shared.read.moved(room as u64);
                 self.shared.limiter.charge(room as u64);
                 let segments = self.swap(active, writable);
                 Job::Transfer { access: Access::Read, segments, offset, durable: false }
@@ -181,6 +185,7 @@ impl BlkEngine {
                     return Err(Status::IoError);
                 }
                 let offset = span(sector, readable.len() as u64, disk)?;
+                self.shared.written.moved(readable.len() as u64);
                 self.shared.limiter.charge(readable.len() as u64);
                 let segments = self.swap(active, readable);
                 Job::Transfer { access: Access::Write, segments, offset, durable: self.write_through(active) }
@@ -263,7 +268,10 @@ impl BlkEngine {
                     }
                 }
                 (Ok(()), None) => active.answer(pending.head, pending.status_at, Status::Ok, pending.used),
-                (Err(_), _) => active.answer(pending.head, pending.status_at, Status::IoError, 1),
+                (Err(_), _) => {
+                    if pending.writes { &self.shared.written } else { &self.shared.read }.failed();
+                    active.answer(pending.head, pending.status_at, Status::IoError, 1);
+                }
             }
         }
         // A next range may have been submitted, and nothing else would take it to the kernel.

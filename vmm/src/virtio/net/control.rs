@@ -16,6 +16,7 @@ use super::engine::{OFFLOADS, offloads};
 use crate::backend::tap::Tap;
 use crate::virtio::bits;
 use crate::virtio::chain::{Segments, collect};
+use crate::virtio::counters::Counter;
 use crate::virtio::limit::Limiter;
 use crate::virtio::vring::Vring;
 use wire::machine::Limits;
@@ -49,6 +50,10 @@ pub struct Shared {
     pub receive: Limiter,
     /// Limits from the guest.
     pub send: Limiter,
+    /// What came to the guest.
+    pub received: Counter,
+    /// What came from it.
+    pub sent: Counter,
 }
 
 impl Shared {
@@ -63,6 +68,8 @@ impl Shared {
             announce: AtomicBool::new(false),
             receive: Limiter::new(receive),
             send: Limiter::new(send),
+            received: Counter::default(),
+            sent: Counter::default(),
         };
         shared.set_mac(mac);
         shared

@@ -202,8 +202,10 @@ impl NetEngine {
             }
         };
         if count == 0 || got > room || got < HEADER {
+            self.shared.received.failed();
             return Moved::Dropped;
         }
+        self.shared.received.moved(got.saturating_sub(HEADER) as u64);
         self.shared.receive.charge(got.saturating_sub(HEADER) as u64);
         self.deliver(active, got);
         Moved::Packet
@@ -257,6 +259,9 @@ impl NetEngine {
                 Ok(_) if writable.is_empty() => self.send_one(&mut packet, active.features),
                 Ok(_) | Err(_) => Moved::Dropped,
             };
+            if let Moved::Dropped = moved {
+                self.shared.sent.failed();
+            }
             self.give_back(packet);
             self.give_back(writable);
             match moved {
@@ -287,6 +292,7 @@ impl NetEngine {
         // SAFETY: the pieces are `header` and guest memory, which `packet` keeps mapped.
         match unsafe { self.tap.write(&self.pieces) } {
             Ok(sent) => {
+                self.shared.sent.moved(sent.saturating_sub(HEADER) as u64);
                 self.shared.send.charge(sent.saturating_sub(HEADER) as u64);
                 Moved::Packet
             }
