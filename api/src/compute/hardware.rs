@@ -272,9 +272,9 @@ fn topology<'a>(
         return Ok(None);
     }
     let mut best: Option<(usize, [u32; 3])> = None;
-    for sockets in (1..=vcpus).rev().filter(|it| vcpus % it == 0) {
+    for sockets in (1..=vcpus).rev().filter(|it| vcpus.is_multiple_of(*it)) {
         let rest = vcpus / sockets;
-        for cores in (1..=rest).rev().filter(|it| rest % it == 0) {
+        for cores in (1..=rest).rev().filter(|it| rest.is_multiple_of(*it)) {
             let parts = [sockets, cores, rest / cores];
             if parts.iter().zip(most).any(|(part, most)| most.is_some_and(|most| *part > most)) {
                 continue;

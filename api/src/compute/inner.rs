@@ -2,7 +2,7 @@
 
 use super::metadata;
 use super::records::flavors::{self, Flavor};
-use super::records::{attachments, servers};
+use super::records::{attachments, servers, shape};
 use crate::app::{App, Shared};
 use crate::bootstrap::Params;
 use api_kit::Fault;
@@ -39,7 +39,7 @@ pub async fn uses_volume(query: &impl Query, server: ServerId, volume: &str) -> 
 /// When the database fails.
 pub async fn disks(query: &impl Query) -> Result<Vec<DiskId>, StoreError> {
     let servers = servers::all(query).await?;
-    Ok(servers.iter().flat_map(|server| server.body.disks.all().map(|disk| disk.id)).collect())
+    Ok(servers.iter().flat_map(|server| shape::disks(server).map(|disk| disk.id)).collect())
 }
 
 /// (id, name, vCPUs, MiB, GiB) of the flavors that a fresh system has.

@@ -53,6 +53,8 @@ pub const AGGREGATE_UUID: Micro = Micro(2, 41);
 pub const IMAGE_ID_BODY: Micro = Micro(2, 45);
 /// Servers carry their flavor's content.
 pub const FLAVOR_EMBEDDED: Micro = Micro(2, 47);
+/// A rebuild may change the key.
+pub const REBUILD_KEY: Micro = Micro(2, 54);
 /// Diagnostics have one shape.
 pub const DIAGNOSTICS: Micro = Micro(2, 48);
 /// Events of an action for owners too.

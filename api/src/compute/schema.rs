@@ -238,6 +238,63 @@ pub const CREATE_IMAGE: &str = action!(
         r#"},"required":["name"],"additionalProperties":false}"#
     )
 );
+macro_rules! rebuild {
+    ($more:expr) => {
+        action!(
+            "rebuild",
+            concat!(
+                r#"{"type":"object","properties":{"name":"#,
+                name!(),
+                r#","imageRef":{"type":"string","minLength":1,"maxLength":2048},"adminPass":{"type":"string","maxLength":255},"metadata":"#,
+                metadata!(),
+                r#","preserve_ephemeral":"#,
+                truth!(),
+                r#","OS-DCF:diskConfig":{"type":"string","enum":["AUTO","MANUAL"]},
+"accessIPv4":{"type":["string","null"],"maxLength":45},"accessIPv6":{"type":["string","null"],"maxLength":45}"#,
+                $more,
+                r#"},"required":["imageRef"],"additionalProperties":false}"#
+            )
+        )
+    };
+}
+macro_rules! rebuild_key {
+    () => {
+        concat!(
+            r#","key_name":{"type":["string","null"],"minLength":1,"maxLength":255}"#,
+            r#","description":{"type":["string","null"],"maxLength":255}"#
+        )
+    };
+}
+macro_rules! rebuild_data {
+    () => {
+        concat!(rebuild_key!(), r#","user_data":{"type":["string","null"],"maxLength":65535}"#)
+    };
+}
+pub const REBUILD: &str = rebuild!(personality!());
+pub const REBUILD_2_19: &str = rebuild!(concat!(personality!(), description!()));
+pub const REBUILD_2_54: &str = rebuild!(concat!(personality!(), rebuild_key!()));
+pub const REBUILD_2_57: &str = rebuild!(rebuild_data!());
+pub const REBUILD_2_63: &str = rebuild!(concat!(rebuild_data!(), certificates!()));
+pub const REBUILD_2_90: &str =
+    rebuild!(concat!(rebuild_data!(), certificates!(), r#","hostname":"#, hostname!()));
+pub const REBUILD_2_94: &str = rebuild!(concat!(
+    rebuild_data!(),
+    certificates!(),
+    r#","hostname":{"type":"string","minLength":2,"maxLength":255,"pattern":"^[a-zA-Z0-9]+[a-zA-Z0-9-.]*[a-zA-Z0-9]+$"}"#
+));
+pub const RESIZE: &str = action!(
+    "resize",
+    r#"{"type":"object","properties":{"flavorRef":{"type":["string","integer"],"minLength":1,"maxLength":2048},
+"OS-DCF:diskConfig":{"type":"string","enum":["AUTO","MANUAL"]}},"required":["flavorRef"],"additionalProperties":false}"#
+);
+pub const CONFIRM_RESIZE: &str = action!("confirmResize", "{}");
+pub const REVERT_RESIZE: &str = action!("revertResize", "{}");
+pub const RESCUE: &str = action!(
+    "rescue",
+    r#"{"type":["object","null"],"properties":{"adminPass":{"type":"string","maxLength":255},
+"rescue_image_ref":{"type":"string","minLength":1,"maxLength":2048}},"additionalProperties":false}"#
+);
+pub const UNRESCUE: &str = action!("unrescue", "{}");
 pub const CONSOLE: &str = action!(
     "os-getConsoleOutput",
     r#"{"type":"object","properties":{"length":{"type":["integer","string","null"],"minimum":-1,"pattern":"^-?[0-9]+$"}},"additionalProperties":false}"#

@@ -3,6 +3,7 @@
 use super::hardware;
 use super::records::attachments::Attachment;
 use super::records::servers::{Disk, Server, Wanted};
+use super::records::shape::Mode;
 use wire::host::{Boot, DiskSpec, EnsureServer, NicSpec, Reboots, ServerSpec};
 use wire::machine::Limits;
 use wire::{Generation, MiB};
@@ -11,6 +12,8 @@ use wire::{Generation, MiB};
 pub const GRACE_SECS: u32 = 60;
 /// Key of the root disk.
 pub const ROOT: &str = "root";
+/// Key of the own root disk of a server that runs from another one.
+pub const RESCUED: &str = "rescued";
 /// Key of the config drive.
 pub const CONFIG: &str = "config";
 
@@ -37,6 +40,11 @@ pub fn ensure(server: &Server, attachments: &[Attachment]) -> EnsureServer {
     let own =
         |key, it: &Option<Disk>, read_only| it.as_ref().and_then(|it| disk(key, it, read_only, asked.disk));
     let mut disks: Vec<DiskSpec> = own(ROOT, &body.disks.root, false).into_iter().collect();
+    if server.mode == Mode::Rescued
+        && let Some(shape) = &body.aside
+    {
+        disks.extend(own(RESCUED, &shape.disks.root, false));
+    }
     disks.extend(plugged(true));
     disks.extend(own("ephemeral0", &body.disks.ephemeral, false));
     disks.extend(own("swap", &body.disks.swap, false));
@@ -60,7 +68,7 @@ pub fn ensure(server: &Server, attachments: &[Attachment]) -> EnsureServer {
             nics: body.nics.iter().map(|nic| NicSpec { limits: asked.nic, ..nic.spec.clone() }).collect(),
             hardware: asked.hardware,
         },
-        power: server.power.power(if server.power == Wanted::Off { GRACE_SECS } else { 0 }),
+        power: server.power.power(if server.power == Wanted::Off && !body.hasty { GRACE_SECS } else { 0 }),
         reboots: Reboots {
             count: u64::try_from(server.reboots).unwrap_or_default(),
             grace_secs: u32::try_from(server.reboot_grace).unwrap_or_default(),

@@ -2,7 +2,8 @@
 //! Nothing here is ever stored.
 
 use super::records::servers::{Lifecycle, Seen, Server};
-use super::tasks::Act;
+use super::records::shape::Mode;
+use super::tasks::{Act, What};
 use base::task::TaskView;
 use serde::Deserialize;
 
@@ -17,6 +18,10 @@ pub enum Vm {
     Paused,
     /// Off.
     Stopped,
+    /// Resized, and neither confirmed nor reverted.
+    Resized,
+    /// Runs from another disk.
+    Rescued,
     /// Broken.
     Error,
 }
@@ -30,6 +35,8 @@ impl Vm {
             Self::Active => "active",
             Self::Paused => "paused",
             Self::Stopped => "stopped",
+            Self::Resized => "resized",
+            Self::Rescued => "rescued",
             Self::Error => "error",
         }
     }
@@ -54,11 +61,38 @@ struct Step {
     #[serde(default)]
     step: String,
     act: Option<Act>,
+    plan: Option<Head>,
+}
+
+/// The parts of a plan that matter here.
+#[derive(Clone, Copy, Deserialize)]
+struct Head {
+    what: What,
+    ran: bool,
 }
 
 /// The power act of a live task, if it is one.
 fn act(task: &TaskView) -> Option<Act> {
     Step::deserialize(&task.step).ok()?.act.filter(|_| task.kind == "compute.power-server")
+}
+
+/// What a live task makes of a server, if it does.
+fn remade(task: &TaskView) -> Option<Head> {
+    Step::deserialize(&task.step).ok()?.plan.filter(|_| task.kind == "compute.remake-server")
+}
+
+fn remaking(what: What, step: &str) -> &'static str {
+    match (what, step) {
+        (What::Rebuild, "halt") => "rebuilding",
+        (What::Rebuild, "make") => "rebuild_block_device_mapping",
+        (What::Rebuild, _) => "rebuild_spawning",
+        (What::Resize, "halt") => "resize_migrating",
+        (What::Resize, "make") => "resize_migrated",
+        (What::Resize, _) => "resize_finish",
+        (What::Revert, _) => "resize_reverting",
+        (What::Rescue, _) => "rescuing",
+        (What::Unrescue, _) => "unrescuing",
+    }
 }
 
 /// `OS-EXT-STS:task_state` while this task works on a server.
@@ -77,6 +111,8 @@ pub fn task_state(task: &TaskView) -> Option<&'static str> {
         }),
         "compute.delete-server" => Some("deleting"),
         "compute.snapshot-server" => Some(if step == "copy" { "image_snapshot" } else { "image_uploading" }),
+        "compute.remake-server" => remade(task).map(|head| remaking(head.what, &step)),
+        "compute.confirm-resize" => Some("resize_confirming"),
         _ => act(task).map(|act| match act {
             Act::Start => "powering-on",
             Act::Stop => "powering-off",
@@ -88,14 +124,29 @@ pub fn task_state(task: &TaskView) -> Option<&'static str> {
     }
 }
 
-/// The state of a server, given the live task whose subject it is.
-#[must_use]
-pub fn of(server: &Server, live: Option<&TaskView>) -> State {
-    let seen = match server.observed {
+/// What a server without anything put aside is by its power.
+fn powered(observed: Seen) -> Vm {
+    match observed {
         Seen::Running | Seen::Nothing => Vm::Active,
         Seen::Paused => Vm::Paused,
         Seen::Off | Seen::Crashed => Vm::Stopped,
+    }
+}
+
+/// The state of a server, given the live task whose subject it is.
+#[must_use]
+pub fn of(server: &Server, live: Option<&TaskView>) -> State {
+    let seen = match (server.mode, server.observed) {
+        (Mode::Resized, _) => Vm::Resized,
+        (Mode::Rescued, _) => Vm::Rescued,
+        (Mode::Plain, observed) => powered(observed),
     };
+    let remade = live.and_then(remade).map(|head| match (head.what, head.ran) {
+        (What::Revert, _) => Vm::Resized,
+        (What::Unrescue, _) => Vm::Rescued,
+        (What::Rebuild | What::Resize | What::Rescue, true) => Vm::Active,
+        (What::Rebuild | What::Resize | What::Rescue, false) => Vm::Stopped,
+    });
     // While power changes, the state is still the one that it came from: it turns when the work is done, so that
     // whoever waited for it may act at once.
     let before = live.and_then(act).map(|act| match act {
@@ -109,7 +160,7 @@ pub fn of(server: &Server, live: Option<&TaskView>) -> State {
         Lifecycle::Failed => Vm::Error,
         Lifecycle::Deleting if live.is_none() && server.body.fault.is_some() => Vm::Error,
         Lifecycle::Deleting if server.launched_at.is_none() => Vm::Building,
-        Lifecycle::Ready | Lifecycle::Deleting => before.unwrap_or(seen),
+        Lifecycle::Ready | Lifecycle::Deleting => before.or(remade).unwrap_or(seen),
     };
     let power = match server.observed {
         Seen::Nothing => 0,
@@ -121,6 +172,12 @@ pub fn of(server: &Server, live: Option<&TaskView>) -> State {
     let status = match (vm, task) {
         (Vm::Active, Some("rebooting")) => "REBOOT",
         (Vm::Active, Some("rebooting_hard")) => "HARD_REBOOT",
+        (_, Some("rebuilding" | "rebuild_block_device_mapping" | "rebuild_spawning")) => "REBUILD",
+        (_, Some("resize_migrating" | "resize_migrated" | "resize_finish")) => "RESIZE",
+        (_, Some("resize_reverting")) => "REVERT_RESIZE",
+        (_, Some("resize_confirming")) => "VERIFY_RESIZE",
+        (Vm::Resized, _) => "VERIFY_RESIZE",
+        (Vm::Rescued, _) => "RESCUE",
         (Vm::Building, _) => "BUILD",
         (Vm::Active, _) => "ACTIVE",
         (Vm::Paused, _) => "PAUSED",

@@ -6,6 +6,7 @@ pub mod flavors;
 pub mod groups;
 pub mod keypairs;
 pub mod servers;
+pub mod shape;
 pub mod usage;
 
 use base::store::Migration;
@@ -69,5 +70,9 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             id BIGINT PRIMARY KEY, uuid TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL,
             updated_at TEXT, body TEXT NOT NULL)",
         ],
+    },
+    Migration {
+        version: 4,
+        statements: &["ALTER TABLE compute_servers ADD COLUMN mode TEXT NOT NULL DEFAULT ''"],
     },
 ];

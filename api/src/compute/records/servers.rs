@@ -1,6 +1,7 @@
 //! Servers: what is wanted of them and what was last seen.
 
 use super::flavors::Flavor;
+use super::shape::{Mode, Shape};
 use super::usage::{self, Run};
 use base::args;
 use base::store::{Query, Row, Sql, StoreError, Tx, Where};
@@ -144,6 +145,8 @@ pub struct Server {
     pub updated_at: String,
     /// When it first ran.
     pub launched_at: Option<String>,
+    /// Whether something of it is put aside, and why.
+    pub mode: Mode,
     /// Server group; chosen at creation, and none again when the group is deleted.
     pub group_id: Option<String>,
     /// The rest.
@@ -216,6 +219,12 @@ pub struct Body {
     /// The same in IPv6.
     #[serde(default)]
     pub access_ipv6: Option<std::net::Ipv6Addr>,
+    /// What it was before its resize or rescue.
+    #[serde(default)]
+    pub aside: Option<Box<Shape>>,
+    /// The plug is pulled at once when it is to be off.
+    #[serde(default)]
+    pub hasty: bool,
 }
 
 /// What a request said about the place, beside its server group.
@@ -430,6 +439,7 @@ fn read(row: &Row) -> Result<Server, StoreError> {
         created_at: row.text("created_at")?,
         updated_at: row.text("updated_at")?,
         launched_at: row.opt_text("launched_at")?,
+        mode: Mode::parse(&row.text("mode")?)?,
         group_id: row.opt_text("group_id")?,
         body: row.json("body")?,
     })
@@ -523,22 +533,23 @@ pub async fn put(tx: &Tx, it: &Server) -> Result<(), StoreError> {
     tx.exec(
         "INSERT INTO compute_servers (id, project_id, user_id, name, lifecycle, power, observed, generation, reboots,
             reboot_grace, flavor_id, image_id, key_name, host, zone, vcpus, memory_mb, locked, created_at, updated_at,
-            launched_at, body, description, hostname, reservation_id, config_drive, tags, group_id, indexed)
+            launched_at, body, description, hostname, reservation_id, config_drive, tags, group_id, mode, indexed)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-            $23, $24, $25, $26, $27, $28, 1)
+            $23, $24, $25, $26, $27, $28, $29, 1)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, lifecycle = excluded.lifecycle,
             power = excluded.power, observed = excluded.observed, generation = excluded.generation,
             reboots = excluded.reboots, reboot_grace = excluded.reboot_grace, host = excluded.host,
             locked = excluded.locked, updated_at = excluded.updated_at, launched_at = excluded.launched_at,
             body = excluded.body, description = excluded.description, hostname = excluded.hostname,
             reservation_id = excluded.reservation_id, config_drive = excluded.config_drive, tags = excluded.tags,
-            indexed = 1",
+            mode = excluded.mode, flavor_id = excluded.flavor_id, vcpus = excluded.vcpus,
+            memory_mb = excluded.memory_mb, image_id = excluded.image_id, key_name = excluded.key_name, indexed = 1",
         args![
             it.id, &it.project_id, &it.user_id, &it.name, it.lifecycle.as_str(), it.power.as_str(),
             it.observed.as_str(), it.generation, it.reboots, it.reboot_grace, &it.body.flavor.id, &it.image_id,
             &it.key_name, &it.host, &it.zone, it.body.flavor.vcpus, it.body.flavor.memory_mb, it.locked,
             &it.created_at, api_kit::time::now(), &it.launched_at, body, &it.body.description, &it.body.hostname,
-            &it.body.reservation_id, it.body.config_drive, tag_text(&it.body.tags), &it.group_id
+            &it.body.reservation_id, it.body.config_drive, tag_text(&it.body.tags), &it.group_id, it.mode.as_str()
         ],
     )
     .await?;

@@ -18,7 +18,7 @@ use wire::ids::SnapshotId;
 /// Lines of a console log at most.
 const CONSOLE_LINES: i64 = 100_000;
 
-fn action<F, Fut>(key: &'static str, rule: &'static str, handler: F) -> Operation<App>
+pub(super) fn action<F, Fut>(key: &'static str, rule: &'static str, handler: F) -> Operation<App>
 where
     F: Fn(Call<App>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Outcome> + Send + 'static,

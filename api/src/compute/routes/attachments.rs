@@ -270,6 +270,14 @@ fn action_names(task: &TaskView) -> (&'static str, &'static str) {
         "compute.detach-volume" => ("detach_volume", "compute_detach_volume"),
         "compute.attach-interface" => ("attach_interface", "compute_attach_interface"),
         "compute.detach-interface" => ("detach_interface", "compute_detach_interface"),
+        "compute.confirm-resize" => ("confirmResize", "compute_confirm_resize"),
+        "compute.remake-server" => match task.step["plan"]["what"].as_str().unwrap_or_default() {
+            "rebuild" => ("rebuild", "compute_rebuild_instance"),
+            "resize" => ("resize", "compute_resize_instance"),
+            "revert" => ("revertResize", "compute_revert_resize"),
+            "rescue" => ("rescue", "compute_rescue_instance"),
+            _ => ("unrescue", "compute_unrescue_instance"),
+        },
         _ => match task.step["act"].as_str().unwrap_or_default() {
             "start" => ("start", "compute_start_instance"),
             "stop" => ("stop", "compute_stop_instance"),

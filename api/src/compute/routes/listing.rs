@@ -132,12 +132,12 @@ async fn with_task(call: &Call<App>, wanted: &[&str]) -> Result<Vec<ServerId>, F
 }
 
 const BUILDING: &str = "(lifecycle = 'building' OR (lifecycle = 'deleting' AND launched_at IS NULL))";
-const ACTIVE: &str =
-    "(lifecycle IN ('ready', 'deleting') AND launched_at IS NOT NULL AND observed IN ('running', 'nothing'))";
+const ACTIVE: &str = "(lifecycle IN ('ready', 'deleting') AND launched_at IS NOT NULL AND mode = '' AND observed IN ('running', 'nothing'))";
 const PAUSED: &str =
-    "(lifecycle IN ('ready', 'deleting') AND launched_at IS NOT NULL AND observed = 'paused')";
-const STOPPED: &str =
-    "(lifecycle IN ('ready', 'deleting') AND launched_at IS NOT NULL AND observed IN ('off', 'crashed'))";
+    "(lifecycle IN ('ready', 'deleting') AND launched_at IS NOT NULL AND mode = '' AND observed = 'paused')";
+const STOPPED: &str = "(lifecycle IN ('ready', 'deleting') AND launched_at IS NOT NULL AND mode = '' AND observed IN ('off', 'crashed'))";
+const RESIZED: &str = "(lifecycle IN ('ready', 'deleting') AND mode = 'resized')";
+const RESCUED: &str = "(lifecycle IN ('ready', 'deleting') AND mode = 'rescued')";
 const ERROR: &str = "lifecycle = 'failed'";
 const NONE: &str = "1 = 0";
 
@@ -164,6 +164,20 @@ async fn by_status(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
             "PAUSED" => PAUSED,
             "ERROR" => ERROR,
             "BUILD" => BUILDING,
+            "VERIFY_RESIZE" => RESIZED,
+            "RESCUE" => RESCUED,
+            "REBUILD" => {
+                rebooting.extend(["rebuilding", "rebuild_block_device_mapping", "rebuild_spawning"]);
+                NONE
+            }
+            "RESIZE" => {
+                rebooting.extend(["resize_migrating", "resize_migrated", "resize_finish"]);
+                NONE
+            }
+            "REVERT_RESIZE" => {
+                rebooting.push("resize_reverting");
+                NONE
+            }
             "REBOOT" => {
                 rebooting.push("rebooting");
                 NONE
@@ -173,9 +187,8 @@ async fn by_status(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
                 NONE
             }
             // Upstream's other states do not happen here.
-            "DELETED" | "SOFT_DELETED" | "SUSPENDED" | "RESIZE" | "VERIFY_RESIZE" | "REVERT_RESIZE"
-            | "MIGRATING" | "REBUILD" | "RESCUE" | "SHELVED" | "SHELVED_OFFLOADED" | "PASSWORD"
-            | "UNKNOWN" => NONE,
+            "DELETED" | "SOFT_DELETED" | "SUSPENDED" | "MIGRATING" | "SHELVED" | "SHELVED_OFFLOADED"
+            | "PASSWORD" | "UNKNOWN" => NONE,
             _ if call.version >= micro::STATUS_CHECKED => {
                 return Err(Fault::bad_request("Invalid status value"));
             }
@@ -198,6 +211,8 @@ async fn by_states(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
             "active" => ACTIVE,
             "paused" => PAUSED,
             "stopped" => STOPPED,
+            "resized" => RESIZED,
+            "rescued" => RESCUED,
             "error" => ERROR,
             _ => NONE,
         })

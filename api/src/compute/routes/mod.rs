@@ -9,6 +9,7 @@ mod flavors;
 mod groups;
 mod keypairs;
 mod listing;
+mod remake;
 mod servers;
 mod usage;
 
@@ -28,6 +29,7 @@ pub fn service() -> Service<App> {
         .operations(keypairs::operations())
         .operations(servers::operations())
         .operations(actions::operations())
+        .operations(remake::operations())
         .operations(attachments::operations())
         .operations(diagnostics::operations())
         .operations(aggregates::operations())

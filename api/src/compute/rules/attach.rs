@@ -39,7 +39,7 @@ pub async fn attach(app: &App, caller: &Caller, id: ServerId, wanted: &Wanted) -
         .store
         .tx(|tx| async move {
             let (server, state) = reread(&tx, id).await?;
-            check(&server, state, "attach_volume", &[Vm::Active, Vm::Paused, Vm::Stopped], caller)?;
+            check(&server, state, "attach_volume", &[Vm::Active, Vm::Paused, Vm::Stopped, Vm::Resized], caller)?;
             let others = attachments::of_server(&tx, id).await?;
             if others.iter().any(|it| it.volume_id == wanted.volume_id) {
                 return Err(Fault::bad_request(format!(
@@ -123,7 +123,13 @@ pub async fn detach(app: &App, caller: &Caller, id: ServerId, volume_id: &str) -
             let found = attachments::of_volume(&tx, id, volume_id).await?;
             let mut it =
                 found.filter(|it| it.state != State::Reserving).ok_or_else(|| no_attachment(volume_id))?;
-            check(&server, state, "detach_volume", &[Vm::Active, Vm::Paused, Vm::Stopped], caller)?;
+            check(
+                &server,
+                state,
+                "detach_volume",
+                &[Vm::Active, Vm::Paused, Vm::Stopped, Vm::Resized],
+                caller,
+            )?;
             if it.body.boot {
                 return Err(Fault::forbidden("Cannot detach a root device volume"));
             }

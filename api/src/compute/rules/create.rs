@@ -8,6 +8,7 @@ use crate::compute::records::servers::{
     Body, Disk, Disks, Image, Kernel, Key, Lifecycle, NetworkRequest, Seen, Server, VolumeRequest,
     VolumeSource, Wanted,
 };
+use crate::compute::records::shape::Mode;
 use crate::compute::records::{keypairs, servers};
 use crate::compute::scheduler::boots_from_volume;
 use crate::compute::tasks::{self, CreateServer, net_request};
@@ -24,7 +25,7 @@ const USER_DATA_LIMIT: usize = 65_535;
 /// Most servers of one request: what one transaction writes without keeping others waiting.
 const AT_ONCE: i64 = 1000;
 /// Room of a config drive beyond its user data, in bytes.
-const CONFIG_ROOM: u64 = 4 << 20;
+pub(super) const CONFIG_ROOM: u64 = 4 << 20;
 
 /// What was made.
 pub struct Created {
@@ -39,7 +40,7 @@ pub(super) fn text<'a>(body: &'a Value, name: &str) -> Option<&'a str> {
 }
 
 /// A truth in one of the spellings that compute takes: JSON's, or text.
-fn truth(value: Option<&Value>) -> bool {
+pub(super) fn truth(value: Option<&Value>) -> bool {
     match value {
         Some(Value::Bool(it)) => *it,
         Some(Value::String(it)) => {
@@ -69,7 +70,7 @@ fn last_part(reference: &str) -> &str {
     reference.trim_end_matches('/').rsplit('/').next().unwrap_or(reference)
 }
 
-async fn flavor(app: &App, caller: &Caller, reference: &str) -> Result<Flavor, Fault> {
+pub(super) async fn flavor(app: &App, caller: &Caller, reference: &str) -> Result<Flavor, Fault> {
     let id = last_part(reference);
     let missing = || {
         let id: String = id.chars().take(255).collect();
@@ -83,7 +84,7 @@ async fn flavor(app: &App, caller: &Caller, reference: &str) -> Result<Flavor, F
     Ok(found)
 }
 
-fn stored_image(it: image::BootImage) -> Image {
+pub(super) fn stored_image(it: image::BootImage) -> Image {
     // `ami` is a plain disk beside its kernel.
     let format = if it.disk_format == "qcow2" { it.disk_format } else { "raw".to_owned() };
     Image {
@@ -98,7 +99,7 @@ fn stored_image(it: image::BootImage) -> Image {
     }
 }
 
-async fn usable_image(app: &App, caller: &Caller, id: &str) -> Result<image::BootImage, Fault> {
+pub(super) async fn usable_image(app: &App, caller: &Caller, id: &str) -> Result<image::BootImage, Fault> {
     let it = image::visible(app, caller, id).await.map_err(|fault| match fault.status.as_u16() {
         404 | 403 => Fault::bad_request("Can not find requested image"),
         _ => fault,
@@ -116,7 +117,7 @@ async fn usable_image(app: &App, caller: &Caller, id: &str) -> Result<image::Boo
 }
 
 /// Sizes against what the image needs. `root` is whether the disk is the flavor's.
-fn fits(flavor: &Flavor, image: &Image, root: bool) -> Result<(), Fault> {
+pub(super) fn fits(flavor: &Flavor, image: &Image, root: bool) -> Result<(), Fault> {
     if u64::from(flavor.memory_mb) < image.min_ram_mib {
         return Err(Fault::bad_request("Flavor's memory is too small for requested image."));
     }
@@ -243,7 +244,7 @@ fn hostname(name: &str, id: ServerId) -> String {
     if out.is_empty() { format!("server-{id}") } else { out.to_owned() }
 }
 
-fn kernel(image: Option<&Image>) -> Option<Kernel> {
+pub(super) fn kernel(image: Option<&Image>) -> Option<Kernel> {
     let properties = &image?.properties;
     let text = |name: &str| {
         let value = properties.get(name).and_then(Value::as_str)?;
@@ -258,7 +259,7 @@ fn kernel(image: Option<&Image>) -> Option<Kernel> {
     })
 }
 
-fn strings(value: Option<&Value>) -> BTreeMap<String, String> {
+pub(super) fn strings(value: Option<&Value>) -> BTreeMap<String, String> {
     let all = value.and_then(Value::as_object).into_iter().flatten();
     all.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
@@ -472,6 +473,7 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
             created_at: now.clone(),
             updated_at: now,
             launched_at: None,
+            mode: Mode::Plain,
             group_id: group_id.clone(),
             body: Body {
                 flavor: flavor.clone(),
@@ -499,6 +501,8 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
                 hints: hints.clone(),
                 access_ipv4,
                 access_ipv6,
+                aside: None,
+                hasty: false,
             },
         })
     };

@@ -5,6 +5,7 @@ pub mod create;
 pub mod network;
 pub mod placing;
 pub mod power;
+pub mod remake;
 
 use super::neighbours::volume;
 use super::records::servers::{self, Server, VolumeRequest, VolumeSource};

@@ -11,7 +11,7 @@ use wire::host::NicSpec;
 use wire::ids::{PortId, ServerId};
 use wire::machine::NicLimits;
 
-const STATES: &[Vm] = &[Vm::Active, Vm::Paused, Vm::Stopped];
+const STATES: &[Vm] = &[Vm::Active, Vm::Paused, Vm::Stopped, Vm::Resized];
 
 /// Gives a server one more interface.
 ///

@@ -5,10 +5,15 @@ use super::quota;
 use crate::app::App;
 use crate::compute::metadata::ZONE;
 use crate::compute::records::groups;
-use crate::compute::records::servers::Hints;
+use crate::compute::records::servers::{Hints, Server};
+use crate::compute::records::shape::Shape;
+use crate::compute::scheduler;
 use crate::placement;
+use crate::placement::records::Resources;
+use crate::placement::rules::{Owner, Refusal};
 use api_kit::{Call, Fault, Target};
 use base::store::Tx;
+use base::task::Stop;
 use serde_json::Value;
 use wire::ids::ServerId;
 
@@ -120,6 +125,36 @@ fn no_id(name: &str, value: &Value) -> Fault {
     Fault::bad_request(format!(
         "Invalid input for field/attribute {name}. Value: {value}. It is not a 'uuid'"
     ))
+}
+
+/// Holds, on the server's host, room for whatever of these shapes is largest.
+///
+/// # Errors
+/// When there is none.
+pub async fn hold(app: &App, server: &Server, shapes: &[&Shape]) -> Result<(), Stop> {
+    let mut most = Resources::new();
+    for shape in shapes {
+        let mut as_if = server.clone();
+        shape.put(&mut as_if);
+        for (class, amount) in scheduler::resources(&as_if) {
+            let known = most.entry(class).or_default();
+            *known = amount.max(*known);
+        }
+    }
+    let consumer = server.id.to_string();
+    let held = placement::inner::holds(&app.store, &consumer).await?;
+    // A server that holds nothing was never placed, or its host is gone: there is nothing to change.
+    let Some(provider) = held.first() else { return Ok(()) };
+    let owner =
+        Owner { project: &server.project_id, user: &server.user_id, kind: placement::inner::INSTANCE };
+    match placement::inner::claim(&app.store, &consumer, owner, provider, &most).await {
+        Ok(()) => Ok(()),
+        Err(Refusal::NoRoom { shortage, .. }) => Err(Stop::Fail(format!(
+            "No valid host was found. Host {}: {shortage}. Delete servers that are not needed, or choose a smaller flavor.",
+            server.host.as_deref().unwrap_or_default()
+        ))),
+        Err(other) => Err(Stop::Retry(other.to_string())),
+    }
 }
 
 /// Whether the group is the project's and has room for so many more.

@@ -122,7 +122,7 @@ async fn networks(app: &App, row: &Server) -> Result<(), Stop> {
     Ok(())
 }
 
-async fn make_disk(app: &App, disk: &Disk, source: DiskSource) -> Result<Disk, Stop> {
+pub(super) async fn make_disk(app: &App, disk: &Disk, source: DiskSource) -> Result<Disk, Stop> {
     let call = EnsureDisk { id: disk.id, bytes: disk.bytes, source };
     let made = app.block.call_within(&call, DISK_LIMIT).await?;
     Ok(Disk { path: Some(made.path), ..disk.clone() })
@@ -159,7 +159,7 @@ async fn disks(app: &App, row: &Server) -> Result<(), Stop> {
     Ok(())
 }
 
-async fn raw(app: &App, image_id: &str) -> Result<std::path::PathBuf, Stop> {
+pub(super) async fn raw(app: &App, image_id: &str) -> Result<std::path::PathBuf, Stop> {
     let it = image::by_id(app, image_id).await.map_err(stop)?;
     // Kernel and initrd images say `aki` and `ari`; both are plain files.
     let call = EnsureRaw { blob: it.blob, format: "raw".to_owned() };

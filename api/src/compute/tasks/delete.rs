@@ -3,7 +3,7 @@
 use super::{attachment_subject, change, interface_subject, load, stop};
 use crate::app::App;
 use crate::compute::neighbours::network;
-use crate::compute::records::{attachments, servers};
+use crate::compute::records::{attachments, servers, shape};
 use crate::compute::rules::attach;
 use crate::placement;
 use base::task::{Job, Next, Stop, Task, Tasks};
@@ -86,7 +86,8 @@ impl Task for DeleteServer {
                 Ok(Next::Step(Self::Disks { server: *server }))
             }
             Self::Disks { server } => {
-                for disk in load(app, *server).await?.body.disks.all() {
+                let row = load(app, *server).await?;
+                for disk in shape::disks(&row) {
                     app.block.call(&ForgetDisk { id: disk.id, by: app.cloud.asked() }).await?;
                 }
                 Ok(Next::Step(Self::Forget { server: *server }))

@@ -5,6 +5,7 @@ mod delete;
 mod image;
 mod interface;
 mod power;
+mod remake;
 mod volume;
 
 pub use create::{CreateServer, net_request};
@@ -12,6 +13,7 @@ pub use delete::DeleteServer;
 pub use image::SnapshotServer;
 pub use interface::{AttachInterface, DetachInterface};
 pub use power::{Act, PowerServer};
+pub use remake::{ConfirmResize, Plan, Remake, What};
 pub use volume::{AttachVolume, DetachVolume};
 
 use super::records::attachments;
@@ -39,6 +41,8 @@ pub fn register(workers: Workers<App>) -> Workers<App> {
         .register::<DeleteServer>()
         .register::<PowerServer>()
         .register::<SnapshotServer>()
+        .register::<Remake>()
+        .register::<ConfirmResize>()
         .register::<AttachVolume>()
         .register::<DetachVolume>()
         .register::<AttachInterface>()

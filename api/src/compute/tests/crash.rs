@@ -6,11 +6,11 @@ use base::task::{Crash, CrashPoint};
 use serde_json::json;
 
 /// Every point of the first `steps` steps.
-fn points(steps: usize) -> impl Iterator<Item = CrashPoint> {
+pub fn points(steps: usize) -> impl Iterator<Item = CrashPoint> {
     (0..steps).flat_map(|n| [CrashPoint::Before(n), CrashPoint::Between(n), CrashPoint::After(n)])
 }
 
-async fn crash(world: &World, point: CrashPoint) -> bool {
+pub async fn crash(world: &World, point: CrashPoint) -> bool {
     let died = world.work(Crash::at(point)).await;
     world.drain().await;
     died

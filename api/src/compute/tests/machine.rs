@@ -62,7 +62,10 @@ async fn flavors_and_volume_types_limit_what_a_server_may_move() {
     world.drain().await;
     let server = asked.json["server"]["id"].as_str().unwrap();
     let body = json!({"volumeAttachment": {"volumeId": id}});
-    assert_eq!(world.call("POST", &format!("/servers/{server}/os-volume_attachments"), Some(body)).await.status, 200);
+    assert_eq!(
+        world.call("POST", &format!("/servers/{server}/os-volume_attachments"), Some(body)).await.status,
+        200
+    );
     world.drain().await;
     let spec = world.has.lock().unwrap().servers.values().next().unwrap().0.spec.clone();
     assert_eq!(spec.disks[0].limits.bytes, Some(Limit { per_second: 1000, burst: 1000 }));

@@ -3,6 +3,7 @@
 mod crash;
 mod flow;
 mod machine;
+mod remake;
 mod safety;
 mod truth;
 pub(crate) mod world;

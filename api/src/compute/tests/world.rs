@@ -38,6 +38,8 @@ pub struct Has {
     pub taps: BTreeSet<PortId>,
     /// What the next starts fail with.
     pub fault: Option<String>,
+    /// Machines with more memory than this, in MiB, do not start.
+    pub fault_above: Option<u64>,
 }
 
 /// A cloud with fake daemons.
@@ -83,7 +85,9 @@ fn host(has: &Arc<Mutex<Has>>) -> Router {
                     Power::Off { .. } => PowerNow::Off,
                     Power::Paused => PowerNow::Paused,
                 };
-                let fault = has.fault.clone();
+                let large = has.fault_above.is_some_and(|most| call.spec.memory.0 > most);
+                let large = large && matches!(call.power, Power::On);
+                let fault = has.fault.clone().or(large.then(|| "it is too large".to_owned()));
                 let power = if fault.is_some() { PowerNow::Crashed } else { power };
                 has.servers.insert(call.id, (call.clone(), power));
                 Ok(observed(&call, power, fault))

@@ -194,8 +194,13 @@ pub fn detail(shown: &Shown, call: &Call<App>) -> Value {
         out["security_groups"] = it.body.security_groups.iter().map(|name| json!({"name": name})).collect();
     }
     match (state.vm, state.status) {
-        (_, "ACTIVE" | "BUILD" | "REBOOT" | "HARD_REBOOT") => {
-            out["progress"] = json!(if state.status == "BUILD" { 0 } else { 100 });
+        (
+            _,
+            "ACTIVE" | "BUILD" | "REBOOT" | "HARD_REBOOT" | "REBUILD" | "RESIZE" | "VERIFY_RESIZE"
+            | "REVERT_RESIZE",
+        ) => {
+            out["progress"] =
+                json!(if ["BUILD", "REBUILD", "RESIZE"].contains(&state.status) { 0 } else { 100 });
         }
         (Vm::Error, _) => {
             if let Some(fault) = &it.body.fault {
@@ -203,7 +208,7 @@ pub fn detail(shown: &Shown, call: &Call<App>) -> Value {
                     "message": fault.message});
             }
         }
-        (Vm::Building | Vm::Active | Vm::Paused | Vm::Stopped, _) => (),
+        (Vm::Building | Vm::Active | Vm::Paused | Vm::Stopped | Vm::Resized | Vm::Rescued, _) => (),
     }
     attributes(it, call, &mut out);
     out
