@@ -91,6 +91,11 @@ impl Asm {
         self.raw(&[0xa1]).raw(&address.to_le_bytes())
     }
 
+    /// 16 bits of memory to `eax`.
+    pub fn read16(self, address: u32) -> Self {
+        self.mov_eax(0).raw(&[0x66, 0xa1]).raw(&address.to_le_bytes())
+    }
+
     /// Memory to `al`.
     pub fn read8(self, address: u32) -> Self {
         self.raw(&[0xa0]).raw(&address.to_le_bytes())

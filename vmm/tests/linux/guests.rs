@@ -1,15 +1,17 @@
 //! What runs in the machine around: Linux guests of the monitor, driven as `hostd` does it.
 
+#![allow(unsafe_code)]
+
 use crate::common::{self, Guest, Plan, file};
-use crate::inside::{BLOCK, Block, TALK, TCP_PORT, record, stream_of, sum};
+use crate::inside::{BLOCK, Block, TALK, TCP_PORT, UDP_PORT, record, stream_of, sum};
 use crate::outer::{INITRD, KERNEL};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use wire::MiB;
 use wire::ids::{Mac, PortId};
@@ -307,4 +309,84 @@ fn looks_at_what_is_left() {
             .count()
     });
     println!("\nfigure records {} {}", left[0], left[1]);
+}
+
+/// One run of a monitor with a guest that measures, and what it found out: names and numbers.
+fn measured(monitor: &str, command: &mut Command) {
+    let exits =
+        || -> u64 { std::fs::read_to_string("/sys/kernel/debug/kvm/exits").unwrap().trim().parse().unwrap() };
+    let since = Instant::now();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut before = 0;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["L2:", "init"] => println!("\nfigure {monitor} boot {} us", since.elapsed().as_micros()),
+            ["L2:", "begin", ..] => before = exits(),
+            ["L2:", "end", name, operations, _, bytes, _, us, ..] => {
+                let exits = exits() - before;
+                println!("\nfigure {monitor} {name} {operations} {bytes} {us} {exits}");
+                if name == "udp-out" {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// This monitor and, where there is one, Firecracker, turn by turn.
+#[test]
+#[ignore = "runs in the machine around"]
+fn monitors_are_measured() {
+    // Stays while nobody has it open.
+    nix::ioctl_write_int_bad!(set_persistent, 0x4004_54cb);
+    let tap = uplink();
+    // SAFETY: takes a number.
+    unsafe { set_persistent(tap.as_raw_fd(), 1) }.unwrap();
+    drop(tap);
+    assert!(Command::new("ifconfig").args(["up0", "up"]).status().unwrap().success());
+    std::thread::spawn(|| {
+        let listener = TcpListener::bind(("0.0.0.0", TCP_PORT)).unwrap();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let (mut asked, mut chunk) = ([0], vec![0x5a; 128 << 10]);
+            if stream.read_exact(&mut asked).is_ok() {
+                match asked[0] {
+                    b's' => while stream.read(&mut chunk).is_ok_and(|count| count > 0) {},
+                    _ => while stream.write_all(&chunk).is_ok() {},
+                }
+            }
+        }
+    });
+    let socket = UdpSocket::bind(("0.0.0.0", UDP_PORT)).unwrap();
+    std::thread::spawn(move || {
+        let mut packet = [0; 2048];
+        while socket.recv(&mut packet).is_ok() {}
+    });
+    File::create("/tmp/disk").unwrap().write_all(&vec![7; 256 << 20]).unwrap();
+    let line = command_line("bench");
+    let config = format!(
+        r#"{{"boot-source": {{"kernel_image_path": "/guest/vmlinux", "initrd_path": "{INITRD}", "boot_args": "{line}"}},
+            "drives": [{{"drive_id": "d", "path_on_host": "/tmp/disk", "is_root_device": false, "is_read_only": false}}],
+            "network-interfaces": [{{"iface_id": "n", "host_dev_name": "up0", "guest_mac": "02:00:00:00:00:01"}}],
+            "machine-config": {{"vcpu_count": 2, "mem_size_mib": 192}}}}"#
+    );
+    std::fs::write("/tmp/firecracker.json", config).unwrap();
+    let rounds: u32 = std::env::var("VMM_TEST_ROUNDS").unwrap().parse().unwrap();
+    for _ in 0..rounds {
+        let mut ours = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        ours.args([
+            "run", "--kernel", KERNEL, "--initrd", INITRD, "--append", &line, "--mem", "192", "--cpus", "2",
+        ]);
+        measured("ours", ours.args(["--disk", "/tmp/disk", "--tap", "up0"]));
+        if File::open("/bin/firecracker").is_ok() {
+            let mut firecracker = Command::new("/bin/firecracker");
+            firecracker.args(["--no-api", "--level", "Error", "--config-file", "/tmp/firecracker.json"]);
+            measured("firecracker", &mut firecracker);
+        }
+    }
 }

@@ -15,6 +15,7 @@ mod inside;
 mod outer;
 
 use outer::{Outer, Plan};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn reboots() -> (&'static str, String) {
@@ -66,4 +67,50 @@ fn what_a_guest_flushed_survives_a_power_cut() {
     assert!(found[0] >= flushed, "a flush was acknowledged and {} of {flushed} records are there", found[0]);
     // Otherwise the cut cut nothing, and the line above shows nothing.
     assert!(found[1] < loose, "all that was never flushed is there: the power was not cut");
+}
+
+/// Prints what a guest gets of its disk and its network interface, and how many exits that costs; with `VMM_FIRECRACKER=FILE` turn by turn
+/// with that monitor. `VMM_TEST_ROUNDS` is how many turns each has (3).
+#[test]
+#[ignore = "measures: cargo nextest run --cargo-profile release -p vmm --test linux --run-ignored all monitors_side_by_side --no-capture"]
+fn monitors_side_by_side() {
+    let rounds = std::env::var("VMM_TEST_ROUNDS").unwrap_or_else(|_| "3".into());
+    let firecracker = std::env::var_os("VMM_FIRECRACKER").map(PathBuf::from);
+    let programs: Vec<(&str, &Path)> = firecracker.iter().map(|file| ("bin/firecracker", &**file)).collect();
+    let files: Vec<(&str, Vec<u8>)> =
+        firecracker.iter().map(|_| ("guest/vmlinux", outer::vmlinux())).collect();
+    let said = outer::run(&Plan {
+        tests: &["guests::monitors_are_measured"],
+        env: &[("VMM_TEST_ROUNDS", rounds)],
+        programs: &programs,
+        files: &files,
+        ..Plan::default()
+    });
+    let lines: Vec<Vec<&str>> = said
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("figure ")?.split_whitespace().collect()))
+        .collect();
+    let monitors = if firecracker.is_some() { vec!["ours", "firecracker"] } else { vec!["ours"] };
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let number = |text: &str| text.parse::<f64>().unwrap();
+    println!("load {}", std::fs::read_to_string("/proc/loadavg").unwrap().trim());
+    let names = ["boot", "read-4k", "write-4k", "read-seq", "write-seq", "tcp-out", "tcp-in", "udp-out"];
+    for name in names {
+        for monitor in &monitors {
+            let of: Vec<_> = lines.iter().filter(|line| line[0] == *monitor && line[1] == name).collect();
+            if name == "boot" {
+                let seconds = median(of.iter().map(|line| number(line[2]) / 1e6).collect());
+                println!("{name} {monitor}: {seconds:.2} s");
+                continue;
+            }
+            let per_second =
+                |at: usize| median(of.iter().map(|line| number(line[at]) * 1e6 / number(line[4])).collect());
+            let exits = median(of.iter().map(|line| number(line[5]) / number(line[2])).collect());
+            let (operations, mega) = (per_second(2), per_second(3) / 1e6);
+            println!("{name} {monitor}: {operations:.0} per second, {mega:.1} MB/s, {exits:.2} exits each");
+        }
+    }
 }

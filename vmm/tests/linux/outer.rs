@@ -61,6 +61,57 @@ fn kernel(packages: &Cache) -> Kernel {
     }
 }
 
+/// The guests' kernel as an ELF file, for monitors that read nothing else: Debian packs its cloud kernel by LZ4, in the "legacy" frame of
+/// blocks of 8 MiB, each behind its packed size.
+pub fn vmlinux() -> Vec<u8> {
+    const MAGIC: [u8; 4] = 0x184c_2102_u32.to_le_bytes();
+    let packages = Cache::open(&cache().join("packages")).unwrap();
+    let image = std::fs::read(kernel(&packages).file).unwrap();
+    let at = image.windows(4).position(|bytes| bytes == MAGIC).expect("a kernel packed by LZ4");
+    let mut rest = &image[at + 4..];
+    let mut kernel = Vec::new();
+    while let Some((size, more)) = rest.split_first_chunk() {
+        let size = usize::try_from(u32::from_le_bytes(*size)).unwrap();
+        // What follows the last block is the unpacked size, which is no size of a block that fits.
+        if size > more.len() {
+            break;
+        }
+        let before = kernel.len();
+        unpack(&more[..size], &mut kernel);
+        rest = &more[size..];
+        if kernel.len() - before < 8 << 20 {
+            break;
+        }
+    }
+    assert!(kernel.starts_with(b"\x7fELF"), "the kernel unpacks to something else");
+    kernel
+}
+
+/// Unpacks one LZ4 block: literals and then a match, again and again, with lengths that go on in further bytes.
+fn unpack(packed: &[u8], into: &mut Vec<u8>) {
+    /// A length that begins with four bits.
+    fn length(first: u8, bytes: &mut impl Iterator<Item = u8>) -> usize {
+        let mut length = usize::from(first);
+        let mut more = first == 15;
+        while more {
+            let byte = bytes.next().unwrap();
+            length += usize::from(byte);
+            more = byte == 255;
+        }
+        length
+    }
+    let mut bytes = packed.iter().copied();
+    while let Some(token) = bytes.next() {
+        let literals = length(token >> 4, &mut bytes);
+        into.extend(bytes.by_ref().take(literals));
+        let (Some(low), Some(high)) = (bytes.next(), bytes.next()) else { return };
+        let from = into.len() - usize::from(u16::from_le_bytes([low, high]));
+        for at in from..from + 4 + length(token & 15, &mut bytes) {
+            into.push(into[at]);
+        }
+    }
+}
+
 /// An archive being filled, that adds folders as they are needed.
 struct Tree {
     archive: Archive<Vec<u8>>,
