@@ -3,11 +3,15 @@
 
     tests/measure_vmm.py --ours target/release/vmm [--firecracker FILE] [--cloud-hypervisor FILE] [-n 40]
 
+    tests/measure_vmm.py --ours target/release/vmm --snapshots [-n 5]
+
 What is measured: from the monitor's exec to the first byte that its guest writes to the serial port (1 vCPU, 128 MiB, one
 disk, one tap), the CPU time used until then, and the memory of the process besides the guest's. The guest is 16 bytes of
-code in an ELF file, so the difference between two monitors is the monitors. Needs root and /dev/kvm. Standard library only.
+code in an ELF file, so the difference between two monitors is the monitors. With --snapshots: how long a snapshot of 512 MiB takes and the
+guest stands still for it (all of the memory in use, and a tenth), and the time from exec to the restored guest's first byte. Needs root
+and /dev/kvm. Standard library only.
 """
-import argparse, json, os, re, select, statistics, struct, subprocess, sys, tempfile, time
+import argparse, json, os, re, select, shutil, statistics, struct, subprocess, sys, tempfile, time
 
 MEMORY = 128
 MARK = b"\x02"  # In no monitor's log.
@@ -15,9 +19,20 @@ TAP = f"fvm{os.getpid() % 100000}"
 MAC = "02:00:00:00:00:01"
 
 
-def guest(path, pvh):
-    """mov edx,0x3f8; mov al,2; out dx,al; mov al,10; out dx,al; 1: hlt; jmp 1b. The same bytes in 32- and 64-bit mode."""
-    code = b"\xfa\xba\xf8\x03\x00\x00\xb0" + MARK + b"\xee\xb0\x0a\xee\xf4\xeb\xfd"
+# cli; mov edx,0x3f8; mov al,2; out dx,al; mov al,10; out dx,al; 1: hlt; jmp 1b. The same bytes in 32- and 64-bit mode.
+ONCE = b"\xfa\xba\xf8\x03\x00\x00\xb0" + MARK + b"\xee\xb0\x0a\xee\xf4\xeb\xfd"
+
+
+def writer(megabytes):
+    """A guest that writes to each page of so much memory from 32 MiB on, and then says the mark again and again."""
+    first = 32 << 20
+    # cli; mov edi,first; 1: mov byte [edi],1; add edi,4096; cmp edi,end; jb 1b
+    code = b"\xfa\xbf" + struct.pack("<I", first) + b"\xc6\x07\x01\x81\xc7\x00\x10\x00\x00\x81\xff" + struct.pack("<I", first + (megabytes << 20)) + b"\x72\xef"
+    # mov edx,0x3f8; 2: mov al,2; out dx,al; mov ecx,100; 3: loop 3b; jmp 2b
+    return code + b"\xba\xf8\x03\x00\x00\xb0" + MARK + b"\xee\xb9\x64\x00\x00\x00\xe2\xfe\xeb\xf4"
+
+
+def guest(path, pvh, code=ONCE):
     base, offset = 0x100000, 0x1000
     # The note that names the PVH entry (XEN_ELFNOTE_PHYS32_ENTRY), after the program.
     note = struct.pack("<III4sQ", 4, 8, 18, b"Xen\0", base) if pvh else b""
@@ -76,13 +91,70 @@ def once(command, log):
         child.communicate()
 
 
+def first_byte(child):
+    """Waits for the next mark on a monitor's output; everything before is dropped."""
+    while True:
+        ready, _, _ = select.select([child.stdout], [], [], 60)
+        chunk = os.read(child.stdout.fileno(), 65536) if ready else b""
+        if not chunk:
+            raise SystemExit(f"no byte from the guest: {child.stderr.read()[-500:] if child.poll() is not None else 'silence'}")
+        if MARK in chunk:
+            return
+
+
+def snapshots(monitor, count):
+    """Figures of snapshots in a file system in memory, so that no disk is measured."""
+    print(f"load {os.getloadavg()[0]:.1f}, kernel {os.uname().release}, 512 MiB, least of {count} (median)\n")
+    print("| in use | stands still, ms | snapshot in all, ms | exec to the restored guest's byte, ms |\n| --- | --- | --- | --- |")
+    for megabytes in (448, 51):
+        stood, whole, restored = [], [], []
+        for _ in range(count):
+            folder = tempfile.mkdtemp(dir="/dev/shm")
+            try:
+                kernel, place = os.path.join(folder, "kernel.elf"), os.path.join(folder, "snapshot")
+                guest(kernel, False, writer(megabytes))
+                start = [monitor, "run", "--kernel", kernel, "--mem", "512", "--snapshot", place]
+                # Its log is read line by line, its guest all the time: a full pipe would stop the guest.
+                with open(os.path.join(folder, "log"), "w+") as log:
+                    child = subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0)
+                    try:
+                        first_byte(child)
+                        since = time.perf_counter()
+                        child.stdin.write(b"\x01s")
+                        said = None
+                        while not said:
+                            first_byte(child) if child.poll() is None else sys.exit(f"the monitor ended: {open(log.name).read()}")
+                            said = re.search(r"snapshot taken: .* stood still for (\d+) ms", open(log.name).read())
+                        whole.append((time.perf_counter() - since) * 1e3)
+                        stood.append(float(said[1]))
+                    finally:
+                        child.kill()
+                        child.communicate()
+                since = time.perf_counter()
+                child = subprocess.Popen([monitor, "run", "--restore", place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+                try:
+                    first_byte(child)
+                    restored.append((time.perf_counter() - since) * 1e3)
+                finally:
+                    child.kill()
+                    child.communicate()
+            finally:
+                shutil.rmtree(folder)
+        cells = [f"{min(of):.1f} ({statistics.median(of):.1f})" for of in (stood, whole, restored)]
+        print(f"| {megabytes} MiB | {' | '.join(cells)} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", required=True)
     parser.add_argument("--firecracker")
     parser.add_argument("--cloud-hypervisor")
-    parser.add_argument("-n", type=int, default=40)
+    parser.add_argument("--snapshots", action="store_true")
+    parser.add_argument("-n", type=int)
     given = parser.parse_args()
+    if given.snapshots:
+        return snapshots(given.ours, given.n or 5)
+    given.n = given.n or 40
     with tempfile.TemporaryDirectory() as folder:
         plain, pvh, disk = (os.path.join(folder, name) for name in ("plain.elf", "pvh.elf", "disk"))
         guest(plain, False)
