@@ -1,16 +1,21 @@
-//! A second opinion on virtio: one tiny guest drives a disk under this monitor and under QEMU's software
+//! A second opinion on virtio: one tiny guest drives a disk and a network interface under this monitor and under QEMU's software
 //! emulation. What it sees must be the same wherever the specification (virtio 1.2) leaves no freedom.
 
-#![allow(clippy::unwrap_used)]
+// Numbers are cut to what a register takes.
+#![allow(unsafe_code, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
 
 use common::asm::{Asm, DATA, printed};
 use common::{Guest, Plan, kvm};
 use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use wire::ids::{Mac, PortId};
 use wire::machine::MachineCall;
 
 /// Where one monitor puts a device and its structures (section 4.1.4). The guest places the BAR itself.
@@ -176,26 +181,14 @@ fn disk() -> tempfile::NamedTempFile {
     disk
 }
 
-fn under_ours(disk: File) -> String {
-    let mut plan = Plan::new(disk_guest(&OURS).elf());
-    plan.disks.push((KEY.into(), disk, false));
-    let mut guest = Guest::start(plan);
-    guest.wait_console("end\n");
-    guest.done(&MachineCall::Stop);
-    guest.wait_end();
-    guest.console()
-}
-
-fn under_qemu(disk: &std::path::Path) -> String {
+fn under_qemu(guest: Asm, device: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let (kernel, console) = (folder.path().join("kernel"), folder.path().join("console"));
-    std::fs::write(&kernel, disk_guest(&QEMU).elf()).unwrap();
+    std::fs::write(&kernel, guest.elf()).unwrap();
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-accel", "tcg", "-M", "q35", "-m", "64", "-nodefaults", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel").arg(&kernel).arg("-serial").arg(format!("file:{}", console.display()));
-    qemu.args(["-drive", &format!("file={},format=raw,if=none,id=disk", disk.display())]);
-    let device = format!("virtio-blk-pci,drive=disk,addr=0xa,disable-legacy=on,num-queues=1,serial={SERIAL}");
-    let mut qemu = qemu.args(["-device", &device]).stdin(Stdio::null()).spawn().unwrap();
+    let mut qemu = qemu.args(device).stdin(Stdio::null()).spawn().unwrap();
     let until = Instant::now() + common::longest();
     let said = loop {
         let said = String::from_utf8_lossy(&std::fs::read(&console).unwrap_or_default()).into_owned();
@@ -210,18 +203,169 @@ fn under_qemu(disk: &std::path::Path) -> String {
     said.split_once("begin\n").map_or(said.clone(), |(_, said)| format!("begin\n{said}"))
 }
 
+fn under_ours(mut plan: Plan, guest: Asm) -> String {
+    plan.kernel = guest.elf();
+    let mut guest = Guest::start(plan);
+    guest.wait_console("end\n");
+    guest.done(&MachineCall::Stop);
+    guest.wait_end();
+    guest.console()
+}
+
+fn same(ours: &str, theirs: &str) {
+    assert!(ours.ends_with("end\n"), "{ours}");
+    for (ours, theirs) in ours.lines().zip(theirs.lines()) {
+        assert_eq!(ours, theirs, "ours and QEMU's");
+    }
+    assert_eq!(ours, theirs);
+}
+
 #[test]
 fn a_disk_behaves_as_qemu_s_does() {
     if !kvm() {
         return;
     }
     let (one, two) = (disk(), disk());
-    let ours = under_ours(one.reopen().unwrap());
-    let theirs = under_qemu(two.path());
-    assert!(ours.ends_with("end\n") && ours.contains(&format!("capacity={}\n", printed(64))), "{ours}");
-    for (ours, theirs) in ours.lines().zip(theirs.lines()) {
-        assert_eq!(ours, theirs, "ours and QEMU's");
-    }
-    assert_eq!(ours, theirs);
+    let mut plan = Plan::new(Vec::new());
+    plan.disks.push((KEY.into(), one.reopen().unwrap(), false));
+    let ours = under_ours(plan, disk_guest(&OURS));
+    let drive = format!("file={},format=raw,if=none,id=disk", two.path().display());
+    let device = format!("virtio-blk-pci,drive=disk,addr=0xa,disable-legacy=on,num-queues=1,serial={SERIAL}");
+    let theirs = under_qemu(disk_guest(&QEMU), &["-drive", &drive, "-device", &device]);
+    assert!(ours.contains(&format!("capacity={}\n", printed(64))), "{ours}");
+    same(&ours, &theirs);
     assert_eq!(std::fs::read(one.path()).unwrap(), std::fs::read(two.path()).unwrap(), "the disks differ");
+}
+
+const OUR_NIC: Place = Place { slot: 2, bar: 0xc000_8000, ..OURS };
+const QEMU_NIC: Place = Place { slot: 11, ..QEMU };
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+/// Of frames for experiments, which nobody else sends.
+const KIND: [u8; 2] = [0x88, 0xb5];
+const FRAME: u32 = 60;
+
+/// Sends a frame, gets it back, and tells what came with it. The second queue's rings lie above the first one's.
+fn nic_guest(place: &Place) -> Asm {
+    const SEND: u32 = DATA + 0x1_0000;
+    let (bar, config) = (place.bar, place.bar + place.device);
+    let mut asm = Asm::new().print("begin\n").pci_write(place.slot, place.register, bar);
+    if place.wide {
+        asm = asm.pci_write(place.slot, place.register + 4, 0);
+    }
+    asm = asm.pci_write(place.slot, 0x04, 6);
+    asm = tell(asm, "vendor and device", |asm| asm.pci_read(place.slot, 0));
+    asm = asm.write8(bar + 0x14, 0).until_zero(bar + 0x14).write8(bar + 0x14, 3);
+    // MAC (5), STATUS (16) and CTRL_VQ (17) are offered; MAC alone is taken.
+    asm = tell(asm.write32(bar, 0), "features", |asm| {
+        asm.read32(bar + 4).raw(&[0x25]).raw(&0x2_0020_u32.to_le_bytes())
+    });
+    asm = asm.write32(bar + 8, 0).write32(bar + 0xc, 1 << 5).write32(bar + 8, 1).write32(bar + 0xc, 1);
+    asm = tell(asm.write8(bar + 0x14, 11), "status with features", byte(bar + 0x14));
+    for at in 0..6 {
+        asm = tell(asm, "address", byte(config + at));
+    }
+    for (queue, base) in [(0, DATA), (1, SEND)] {
+        asm = asm.write16(bar + 0x16, queue).write16(bar + 0x18, 8);
+        for (register, address) in [(0x20, base), (0x28, base + 0x1000), (0x30, base + 0x2000)] {
+            asm = asm.write32(bar + register, address).write32(bar + register + 4, 0);
+        }
+        asm = asm.write16(bar + 0x1a, 0xffff).write16(bar + 0x1c, 1);
+    }
+    asm = tell(asm.write8(bar + 0x14, 15), "status at work", byte(bar + 0x14));
+    // Room for what comes, in two pieces: 12 bytes of header and then the frame.
+    for (index, address, length, flags) in [(0, BUFFER, 12, 0x1_0003), (1, BUFFER + 0x100, 1514, 2)] {
+        let at = DATA + index * 16;
+        asm = asm.write32(at, address).write32(at + 4, 0).write32(at + 8, length).write32(at + 12, flags);
+    }
+    asm = asm.write32(BUFFER + 8, u32::MAX).write32(DATA + 0x1000, 1 << 16).write16(bar + place.notify, 0);
+    // The frame, behind an empty header: to everybody, from this address.
+    let mut frame = vec![0u8; 12];
+    frame.extend([[0xff; 6], MAC].concat());
+    frame.extend(KIND);
+    frame.extend((frame.len() as u8..).take(FRAME as usize + 12 - frame.len()));
+    for (at, word) in (0..).step_by(4).zip(frame.chunks_exact(4)) {
+        asm = asm.write32(SEND + 0x4000 + at, u32::from_le_bytes(word.try_into().unwrap()));
+    }
+    asm = asm
+        .write32(SEND, SEND + 0x4000)
+        .write32(SEND + 4, 0)
+        .write32(SEND + 8, 12 + FRAME)
+        .write32(SEND + 12, 0);
+    asm = asm.write32(SEND + 0x1000, 1 << 16).write16(bar + place.notify + 4, 1);
+    asm = asm.until(0xffff_0000, |asm| asm.read32(SEND + 0x2000)).print("sent\n");
+    asm = wait_used(asm, 1);
+    asm = tell(tell(asm, "head", word(DATA + 0x2004)), "length", word(DATA + 0x2008));
+    // Flags and kind of segmentation are none.
+    asm = tell(tell(asm, "header", half(BUFFER)), "buffers", half(BUFFER + 10));
+    for at in (0..FRAME).step_by(4) {
+        asm = tell(asm, "frame", word(BUFFER + 0x100 + at));
+    }
+    asm.print("end\n").stop()
+}
+
+/// A tap whose other end sends back every frame of [`KIND`], from a namespace of its own that lasts as long as the tap.
+fn echoing_tap() -> std::os::fd::OwnedFd {
+    let (give, take) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let tap = common::tap(Some("tap0".into()));
+        // What the kernel says of itself when an interface comes up would be the first to arrive.
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/tap0/disable_ipv6", "1");
+        assert!(Command::new("ip").args(["link", "set", "tap0", "up"]).status().unwrap().success());
+        let kind = i32::from(u16::from_ne_bytes(KIND));
+        // SAFETY: takes numbers, answers a descriptor.
+        let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, kind) };
+        assert!(raw >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: the kernel just made it, and nobody else has it.
+        let mut socket = File::from(unsafe { std::os::fd::OwnedFd::from_raw_fd(raw) });
+        // SAFETY: plain bytes; zero is a value of each.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = u16::from_ne_bytes(KIND);
+        address.sll_ifindex = nix::net::if_::if_nametoindex("tap0").unwrap() as i32;
+        let length = size_of_val(&address) as u32;
+        // SAFETY: the kernel reads one address of that length.
+        let bound = unsafe { libc::bind(raw, (&raw const address).cast(), length) };
+        assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
+        give.send(tap).unwrap();
+        let mut frame = [0; 2048];
+        while let Ok(count) = socket.read(&mut frame) {
+            let _ = socket.write_all(&frame[..count]);
+        }
+    });
+    // It comes when the echo listens.
+    take.recv().unwrap()
+}
+
+#[test]
+fn a_network_interface_behaves_as_qemu_s_does() {
+    if !kvm() {
+        return;
+    }
+    let mut plan = Plan::new(Vec::new());
+    plan.nics.push((PortId::new(), echoing_tap(), Mac(MAC)));
+    let ours = under_ours(plan, nic_guest(&OUR_NIC));
+    let folder = tempfile::tempdir().unwrap();
+    let (here, there) = (folder.path().join("here"), folder.path().join("there"));
+    let socket = UnixDatagram::bind(&here).unwrap();
+    std::thread::spawn(move || {
+        let mut frame = [0; 2048];
+        while let Ok((count, from)) = socket.recv_from(&mut frame) {
+            let _ = socket.send_to_addr(&frame[..count], &from);
+        }
+    });
+    let wire = format!(
+        "dgram,id=wire,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+        there.display(),
+        here.display()
+    );
+    let device = "virtio-net-pci,netdev=wire,addr=0xb,disable-legacy=on,mac=02:00:00:00:00:09";
+    let theirs = under_qemu(nic_guest(&QEMU_NIC), &["-netdev", &wire, "-device", device]);
+    assert!(ours.contains(&format!("length={}\n", printed(12 + FRAME))), "{ours}");
+    // The device has to say one buffer (section 5.1.6.4.1). QEMU 7.2 leaves what was there.
+    assert!(ours.contains(&format!("buffers={}\n", printed(1))), "{ours}");
+    let others = |said: &str| -> String {
+        said.lines().filter(|line| !line.starts_with("buffers=")).map(|line| format!("{line}\n")).collect()
+    };
+    same(&others(&ours), &others(&theirs));
 }
