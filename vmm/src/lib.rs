@@ -11,5 +11,6 @@ pub mod console;
 pub mod control;
 pub mod jail;
 pub mod machine;
+pub mod migration;
 pub mod snapshot;
 pub mod virtio;

@@ -183,6 +183,7 @@ fn spawn(
         nics: plan.spec.nics.iter().zip(&taps).map(|(nic, tap)| nic_config(nic, tap)).collect(),
         identity: Identity::default(),
         restore: None,
+        incoming: None,
         // Empty: it is there for its reports of free pages, which go back to the host, and its statistics.
         balloon: Some(BalloonConfig { target: MiB(0), deflate_on_oom: true }),
         backends: Vec::new(),
@@ -267,7 +268,8 @@ fn read_end(seat: &Seat) -> Option<End> {
         EndReason::Watchdog => How::Watchdog,
         EndReason::Reset => How::Reset,
         EndReason::TripleFault => How::TripleFault,
-        EndReason::Stopped => How::Stopped,
+        // It runs elsewhere; here it is as if somebody had stopped it.
+        EndReason::Stopped | EndReason::Migrated => How::Stopped,
         EndReason::NotStarted => How::NotStarted,
         EndReason::Failed => How::Failed,
     };

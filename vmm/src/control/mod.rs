@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use wire::machine::{MAX_PACKET, MachineCall, MachineReply};
 use wire::{Refused, RefusedKind};
 
-pub use packet::{Received, receive, receive_reply, send, send_with};
+pub use packet::{Received, receive, receive_reply, send, send_with, set_nonblocking};
 
 /// Most clients at a time; the oldest goes when another one comes.
 const MAX_CLIENTS: usize = 16;

@@ -20,6 +20,10 @@ pub enum Received {
     Packet(Vec<u8>, Vec<OwnedFd>),
 }
 
+/// Makes a descriptor answer at once.
+///
+/// # Errors
+/// What the system says.
 pub fn set_nonblocking(fd: BorrowedFd<'_>) -> nix::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)

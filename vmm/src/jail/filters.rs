@@ -244,6 +244,9 @@ pub const MOVER: &[&[Allow]] = &[
         Any(libc::SYS_statx),
         // Looks for holes in shared memory.
         Any(libc::SYS_lseek),
+        // Waits for a stream, and for its turn when it may only move so much.
+        Any(libc::SYS_poll),
+        Any(libc::SYS_clock_nanosleep),
         // Debug builds look at a descriptor before they close it.
         OneOf(libc::SYS_fcntl, 1, &[libc::F_GETFD as u64]),
     ],

@@ -6,7 +6,7 @@ use super::connector::{self, Connector};
 use super::driver::{Driver, Typed};
 use super::memory::Ram;
 use super::slots::Role;
-use super::{BuildError, Origin, Setup, build, devices};
+use super::{BuildError, Life, Origin, Setup, Source, build, devices};
 use crate::jail::{self, JailError, ThreadKind};
 use crate::snapshot::{self, SlotState, SnapshotError};
 use crate::virtio::blk::BlkConfig;
@@ -144,6 +144,7 @@ pub fn main_run(args: &RunArgs) -> ExitCode {
                 | EndReason::PowerButton
                 | EndReason::Reset
                 | EndReason::TripleFault
+                | EndReason::Migrated
                 | EndReason::Stopped => {}
                 EndReason::Panicked | EndReason::Watchdog | EndReason::NotStarted | EndReason::Failed => {
                     eprintln!("vmm: {}", end.detail)
@@ -307,7 +308,8 @@ fn origin(args: &RunArgs) -> Result<(Origin, u32, MiB), RunError> {
             .map_err(|error| RunError::Restore { path: directory.clone(), source: error.into() })?;
         let vcpus = u32::try_from(state.cpus.vcpus.len()).unwrap_or(u32::MAX);
         let size = state.memory;
-        return Ok((Origin::Snapshot { state: Box::new(state), memory, track: false }, vcpus, size));
+        let (state, memory, life) = (Box::new(state), Source::File(memory), Life::Another);
+        return Ok((Origin::Snapshot { state, memory, track: false, life }, vcpus, size));
     }
     let initrd = args.initrd.as_deref().map(|path| open("initrd", path, false, "")).transpose()?;
     let kernel = open("kernel", args.kernel.as_deref().unwrap_or(Path::new("")), false, "")?;

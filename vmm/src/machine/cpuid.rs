@@ -86,6 +86,42 @@ struct Abilities {
     any: u32,
 }
 
+/// What people call the bits that programs use: leaf, index and register, bit, name.
+const NAMES: [((u32, u32, usize), u32, &str); 32] = [
+    ((1, 0, 2), 0, "SSE3"),
+    ((1, 0, 2), 1, "PCLMULQDQ"),
+    ((1, 0, 2), 9, "SSSE3"),
+    ((1, 0, 2), 12, "FMA"),
+    ((1, 0, 2), 13, "CMPXCHG16B"),
+    ((1, 0, 2), 17, "PCID"),
+    ((1, 0, 2), 19, "SSE4.1"),
+    ((1, 0, 2), 20, "SSE4.2"),
+    ((1, 0, 2), 21, "x2APIC"),
+    ((1, 0, 2), 22, "MOVBE"),
+    ((1, 0, 2), 23, "POPCNT"),
+    ((1, 0, 2), 25, "AES"),
+    ((1, 0, 2), 26, "XSAVE"),
+    ((1, 0, 2), 28, "AVX"),
+    ((1, 0, 2), 29, "F16C"),
+    ((1, 0, 2), 30, "RDRAND"),
+    ((7, 0, 1), 0, "FSGSBASE"),
+    ((7, 0, 1), 3, "BMI1"),
+    ((7, 0, 1), 5, "AVX2"),
+    ((7, 0, 1), 7, "SMEP"),
+    ((7, 0, 1), 8, "BMI2"),
+    ((7, 0, 1), 10, "INVPCID"),
+    ((7, 0, 1), 16, "AVX512F"),
+    ((7, 0, 1), 17, "AVX512DQ"),
+    ((7, 0, 1), 18, "RDSEED"),
+    ((7, 0, 1), 19, "ADX"),
+    ((7, 0, 1), 20, "SMAP"),
+    ((7, 0, 1), 29, "SHA"),
+    ((7, 0, 1), 30, "AVX512BW"),
+    ((7, 0, 1), 31, "AVX512VL"),
+    ((0x8000_0001, 0, 2), 5, "LZCNT"),
+    ((0x8000_0001, 0, 3), 26, "1 GiB pages"),
+];
+
 fn abilities() -> [Abilities; 12] {
     let at = |leaf, index, register, levels, any| Abilities { place: (leaf, index, register), levels, any };
     [
@@ -305,7 +341,13 @@ pub fn lacking(wanted: &CpuId, supported: &CpuId) -> Option<String> {
         let read = |cpuid| find(cpuid, leaf, index).map_or(0, |mut entry| *register(&mut entry, number));
         let lack = read(wanted) & !read(supported);
         if lack != 0 {
-            return Some(format!("CPUID leaf {leaf:#x}.{index} {} bits {lack:#x}", name(number)));
+            let names: Vec<_> = NAMES
+                .into_iter()
+                .filter(|(place, bit, _)| *place == (leaf, index, number) && lack & (1 << bit) != 0)
+                .map(|(_, _, name)| name)
+                .collect();
+            let known = if names.is_empty() { String::new() } else { format!("{}: ", names.join(", ")) };
+            return Some(format!("{known}CPUID leaf {leaf:#x}.{index} {} bits {lack:#x}", name(number)));
         }
     }
     None

@@ -6,10 +6,14 @@
 use super::Machine;
 use super::connector::Connector;
 use super::devices;
+use super::incoming::Arrival;
 use super::memory;
 use super::slots::PlugError;
 use super::transfer::Transfer;
+use super::vcpu;
 use crate::control::{ClientId, Incoming, Server};
+use crate::migration::announce;
+use crate::migration::frame::Stream;
 use crate::virtio::blk::BlkConfig;
 use crate::virtio::limit;
 use nix::errno::Errno;
@@ -19,10 +23,10 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::ids::PortId;
+use wire::ids::{Mac, PortId};
 use wire::machine::{
     BackendDevice, BackendName, EndReason, Limits, MachineCall, MachineEnd, MachineReply, MachineState,
-    MachineStatus, NicLimits, PROTOCOL, SnapshotTaken, WatchdogAction,
+    MachineStatus, MigrationPlan, NicLimits, PROTOCOL, SnapshotTaken, WatchdogAction,
 };
 use wire::{MiB, Refused};
 
@@ -105,6 +109,10 @@ pub struct Driver {
     waiters: Vec<Waiter>,
     status: MachineStatus,
     transfer: Option<Transfer>,
+    arrival: Option<Arrival>,
+    /// The interfaces that still have to tell where the machine is now, and when.
+    announces: VecDeque<Instant>,
+    interfaces: Vec<(std::fs::File, Mac)>,
     logged: u32,
 }
 
@@ -133,13 +141,33 @@ impl Driver {
             waiters: Vec::new(),
             status,
             transfer: None,
+            arrival: None,
+            announces: VecDeque::new(),
+            interfaces: Vec::new(),
             logged: 0,
         }
     }
 
+    /// The machine comes from another monitor: it goes on as it was there. `before` is what the control socket said so far.
+    #[must_use]
+    pub fn arriving(mut self, arrival: Arrival, before: &MachineStatus) -> Self {
+        self.arrival = Some(arrival);
+        self.status.sequence = before.sequence;
+        self
+    }
+
     /// Runs the machine until it ends, and returns how.
     pub fn run(&mut self) -> MachineEnd {
-        self.machine.resume();
+        match self.arrival.take() {
+            None => self.machine.resume(),
+            Some(arrival) => {
+                let (status, interfaces) = arrival.start(&mut self.machine);
+                self.status.transfer = Some(status);
+                self.interfaces = interfaces;
+                let now = Instant::now();
+                self.announces = announce::TIMES.into_iter().skip(1).map(|after| now + after).collect();
+            }
+        }
         loop {
             self.refresh();
             self.answer_waiters();
@@ -162,6 +190,8 @@ impl Driver {
             self.machine.slots.eject(ejected);
             self.machine.eject_vcpus(self.machine.signals().take_processors());
             self.tend_transfer();
+            self.machine.slow_down(self.transfer.as_ref().map_or(0, Transfer::throttle));
+            self.announce();
             self.type_input();
             if let Some(connector) = &mut self.connector {
                 connector.turn(&self.machine.slots);
@@ -188,6 +218,17 @@ impl Driver {
         self.status.sequence += 1;
     }
 
+    /// Says where the machine is now, when it is time.
+    fn announce(&mut self) {
+        while self.announces.front().is_some_and(|then| *then <= Instant::now()) {
+            self.announces.pop_front();
+            announce::say(&self.interfaces);
+        }
+        if self.announces.is_empty() {
+            self.interfaces.clear();
+        }
+    }
+
     /// Leaves nothing half-written: the console's last words, and no client without an answer.
     fn finish(&mut self) {
         self.machine.pause();
@@ -210,7 +251,12 @@ impl Driver {
     fn wait(&self) -> Result<(), Errno> {
         let mut fds = vec![PollFd::new(self.machine.signals().event(), PollFlags::POLLIN)];
         let bite = self.machine.watchdog_deadline();
-        let mut timeout = self.waiters.iter().map(|waiter| waiter.until).chain(bite).min();
+        let announce = self.announces.front().copied();
+        // A guest that is slowed down is taken out again and again.
+        let slow = self.transfer.as_ref().is_some_and(|transfer| transfer.throttle() > 0);
+        let slice = slow.then(|| Instant::now() + vcpu::SLICE);
+        let mut timeout =
+            self.waiters.iter().map(|waiter| waiter.until).chain(bite).chain(announce).chain(slice).min();
         if let Some(typed) = &self.typed {
             if typed.open && typed.bytes.len() < TYPED {
                 fds.push(PollFd::new(typed.from.as_fd(), PollFlags::POLLIN));
@@ -283,6 +329,9 @@ impl Driver {
         };
         self.transfer = None;
         self.status.transfer = Some(ended.status);
+        if let Some(detail) = ended.gone {
+            self.machine.signals().end(EndReason::Migrated, detail);
+        }
         match (ended.client, &ended.reply) {
             (Some(client), reply) => self.reply(client, reply),
             (None, MachineReply::Snapshot(SnapshotTaken { memory_bytes, stood_us })) => {
@@ -310,6 +359,26 @@ impl Driver {
     ) -> Result<(), Refused> {
         self.no_transfer("take a snapshot")?;
         self.transfer = Some(Transfer::snapshot(&mut self.machine, files, track, changes, client)?);
+        Ok(())
+    }
+
+    fn migrate(&mut self, socket: Option<OwnedFd>, plan: MigrationPlan) -> Result<(), Refused> {
+        let socket = with_fd(socket)?;
+        self.no_transfer("migrate the machine")?;
+        let stream = Stream::new(socket).map_err(|error| {
+            Refused::invalid(format!("the descriptor is no stream to migrate over: {error}"))
+        })?;
+        self.transfer = Some(Transfer::migration(&mut self.machine, stream, plan)?);
+        Ok(())
+    }
+
+    fn take_back(&mut self) -> Result<(), Refused> {
+        let back = self.transfer.as_mut().and_then(|transfer| transfer.take_back(&mut self.machine));
+        let Some(ended) = back else {
+            return Err(Refused::conflict("this machine is not in doubt: there is nothing to take back"));
+        };
+        self.transfer = None;
+        self.status.transfer = Some(ended.status);
         Ok(())
     }
 
@@ -375,16 +444,20 @@ impl Driver {
                 return self.waiters.push(Waiter { client, after, until });
             }
             MachineCall::Pause => {
-                if !self.transfer.as_mut().is_some_and(|transfer| transfer.wants(false)) {
-                    self.machine.pause();
-                }
-                Ok(())
+                let later = self.transfer.as_mut().map_or(Ok(false), |transfer| transfer.wants(false));
+                later.map(|later| {
+                    if !later {
+                        self.machine.pause();
+                    }
+                })
             }
             MachineCall::Resume => {
-                if !self.transfer.as_mut().is_some_and(|transfer| transfer.wants(true)) {
-                    self.machine.resume();
-                }
-                Ok(())
+                let later = self.transfer.as_mut().map_or(Ok(false), |transfer| transfer.wants(true));
+                later.map(|later| {
+                    if !later {
+                        self.machine.resume();
+                    }
+                })
             }
             MachineCall::PowerButton => {
                 self.machine.press_power_button();
@@ -428,12 +501,14 @@ impl Driver {
                 Ok(()) => return,
                 Err(refused) => Err(refused),
             },
-            MachineCall::CancelTransfer => {
-                if let Some(transfer) = &self.transfer {
-                    transfer.cancel();
+            MachineCall::Migrate { plan } => self.migrate(fds.pop(), plan),
+            MachineCall::CancelTransfer => match &self.transfer {
+                Some(transfer) if !transfer.cancel() => {
+                    Err(Refused::conflict("the machine was handed over already"))
                 }
-                Ok(())
-            }
+                Some(_) | None => Ok(()),
+            },
+            MachineCall::TakeBack => self.take_back(),
             MachineCall::Balloon { target } => self.set_balloon(target),
             MachineCall::BalloonStatus => match self.machine.slots.balloon() {
                 Some(balloon) => return self.reply(client, &MachineReply::Balloon(balloon)),
@@ -445,11 +520,13 @@ impl Driver {
                 Some(memory) => return self.reply(client, &MachineReply::Memory(memory)),
                 None => Err(no_plugging()),
             },
-            MachineCall::PlugBackend { device } => self.plug_backend(&device, fds.pop()),
+            MachineCall::PlugBackend { device } => {
+                self.no_transfer("plug a device in").and_then(|()| self.plug_backend(&device, fds.pop()))
+            }
             MachineCall::ConnectBackend { device } => self.connect_backend(&device, fds.pop()),
             MachineCall::UnplugFiles { tag } => {
-                self.unplug(self.machine.slots.files(&tag));
-                Ok(())
+                let free = self.no_transfer("unplug a shared directory");
+                free.map(|()| self.unplug(self.machine.slots.files(&tag)))
             }
             MachineCall::Counts => {
                 return self.reply(client, &MachineReply::Counts(self.machine.slots.counts()));

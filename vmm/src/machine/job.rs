@@ -23,6 +23,10 @@ const NEWS: Duration = Duration::from_millis(100);
 pub enum Outcome {
     /// All is in its files; so many bytes of memory were written.
     Saved(u64),
+    /// The machine runs at its destination.
+    Gone,
+    /// The machine was handed over, and nobody answered.
+    InDoubt(String),
     /// It did not work.
     Failed(Refused),
     /// Somebody did not want it any more.
@@ -37,6 +41,10 @@ struct Inner {
     stop: bool,
     state: Option<Result<Box<MachineState>, SnapshotError>>,
     cancelled: bool,
+    /// Too late to cancel.
+    committed: bool,
+    /// The machine is to run afterwards.
+    runs: bool,
     outcome: Option<(Outcome, Option<Log>)>,
 }
 
@@ -57,6 +65,8 @@ impl Job {
             stop: false,
             state: None,
             cancelled: false,
+            committed: false,
+            runs: true,
             outcome: None,
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new(), signals }
@@ -90,6 +100,20 @@ impl Job {
         self.inner().cancelled
     }
 
+    /// Thread: whether the machine, which stands still, is to run afterwards.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.inner().runs
+    }
+
+    /// Thread: from now on it cannot be cancelled. Answers whether it still was not.
+    #[must_use]
+    pub fn commit(&self) -> bool {
+        let mut inner = self.inner();
+        inner.committed = !inner.cancelled;
+        inner.committed
+    }
+
     /// Thread: has the machine stopped, and waits for its state. It stands still until the thread finishes.
     ///
     /// # Errors
@@ -119,15 +143,20 @@ impl Job {
         self.inner().stop
     }
 
-    /// Driver: the machine stands still, and this is its state.
-    pub fn give(&self, state: Result<MachineState, SnapshotError>) {
-        self.inner().state = Some(state.map(Box::new));
+    /// Driver: the machine stands still, this is its state, and it is to run afterwards or not.
+    pub fn give(&self, state: Result<MachineState, SnapshotError>, runs: bool) {
+        let mut inner = self.inner();
+        inner.runs = runs;
+        inner.state = Some(state.map(Box::new));
+        drop(inner);
         self.changed.notify_all();
     }
 
-    /// Driver: wants it no more.
-    pub fn cancel(&self) {
-        self.inner().cancelled = true;
+    /// Driver: wants it no more. Answers whether it was in time.
+    pub fn cancel(&self) -> bool {
+        let mut inner = self.inner();
+        inner.cancelled |= !inner.committed;
+        inner.cancelled
     }
 
     /// Driver: how it ended, once it has.

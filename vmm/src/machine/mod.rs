@@ -16,6 +16,7 @@ pub mod cpuid;
 pub mod devices;
 pub mod driver;
 pub mod generation;
+pub mod incoming;
 pub mod job;
 pub mod layout;
 pub mod memory;
@@ -35,8 +36,9 @@ use crate::bus::ports::{Console, Ports};
 use crate::bus::power::Power;
 use crate::bus::processors::Processors;
 use crate::bus::watchdog::Watchdog;
+use crate::migration::describe::Description;
 use crate::snapshot::dirty::Log;
-use crate::snapshot::{self, BoardState, ClockState, CpusState, MachineState, SnapshotError};
+use crate::snapshot::{self, BoardState, ClockState, CpusState, MachineState, SlotState, SnapshotError};
 use crate::virtio::Memory;
 use crate::virtio::transport::Host;
 use cpuid::Layout;
@@ -98,10 +100,43 @@ pub enum Origin {
     Snapshot {
         /// Its state.
         state: Box<MachineState>,
-        /// Its memory file.
-        memory: File,
+        /// Its memory.
+        memory: Source,
         /// Track what the guest writes from the start.
         track: bool,
+        /// Whether it is still the machine that it was.
+        life: Life,
+    },
+}
+
+impl Origin {
+    /// Devices of a machine that goes on.
+    #[must_use]
+    pub fn slots(&self) -> Option<Vec<SlotState>> {
+        match self {
+            Self::Boot { .. } => None,
+            Self::Snapshot { state, .. } => Some(state.slots.clone()),
+        }
+    }
+}
+
+/// Where a machine that goes on has its memory.
+pub enum Source {
+    /// In a file.
+    File(File),
+    /// It is there already.
+    Ready(Memory),
+}
+
+/// What a machine that goes on is to itself.
+#[derive(Debug, Clone, Copy)]
+pub enum Life {
+    /// Perhaps one of several that go on from one snapshot: it is told so, and its clock has gone on by the hosts' clocks.
+    Another,
+    /// The same machine, in another place.
+    Same {
+        /// Since when it stands still.
+        stopped: Instant,
     },
 }
 
@@ -185,6 +220,7 @@ struct Kept {
     size: MiB,
     most: Option<MiB>,
     cpuid: CpuId,
+    tsc_khz: u32,
     topology: Option<Topology>,
     /// What was written since the last snapshot, while that is tracked.
     log: Option<Log>,
@@ -206,7 +242,7 @@ pub struct Built {
 ///
 /// # Errors
 /// [`BuildError`]
-pub fn build(setup: Setup) -> Result<Built, BuildError> {
+pub fn build(mut setup: Setup) -> Result<Built, BuildError> {
     if !(1..=MAX_VCPUS).contains(&setup.vcpus) {
         return Err(BuildError::Vcpus(setup.vcpus));
     }
@@ -218,17 +254,21 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
     if version != KVM_API {
         return Err(BuildError::NoKvm(version));
     }
-    let memory = Arc::new(match &setup.origin {
+    let memory = Arc::new(match &mut setup.origin {
         Origin::Boot { .. } => setup.memory.reserve()?,
-        Origin::Snapshot { state, memory, track: _ } => {
-            check_fits(&setup, state)?;
-            if setup.memory.is_plain() {
-                snapshot::memory::map(memory, &setup.memory.ranges()?)?
-            } else {
-                // Private pages of a file are none of the kinds that can be asked for.
-                let own = setup.memory.reserve()?;
-                snapshot::memory::read(memory, &own)?;
-                own
+        Origin::Snapshot { state, memory, .. } => {
+            check_fits(all, &setup.memory, state)?;
+            match memory {
+                Source::Ready(memory) => std::mem::take(memory),
+                Source::File(file) if setup.memory.is_plain() => {
+                    snapshot::memory::map(file, &setup.memory.ranges()?)?
+                }
+                Source::File(file) => {
+                    // Private pages of a file are none of the kinds that can be asked for.
+                    let own = setup.memory.reserve()?;
+                    snapshot::memory::read(file, &own)?;
+                    own
+                }
             }
         }
     });
@@ -267,7 +307,7 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
         pluggable_vcpus.then(|| Processors::new(first(setup.vcpus), power.clone(), signals.clone()));
     let bus = Arc::new(Bus { ports, pci: pci.clone(), ioapic });
 
-    let mut log = None;
+    let (mut log, mut another) = (None, true);
     let topology = match &setup.origin {
         Origin::Boot { .. } => setup.topology,
         Origin::Snapshot { state, .. } => state.cpus.topology,
@@ -291,14 +331,17 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
             }
             (vcpus, cpuid)
         }
-        Origin::Snapshot { state, memory: _, track } => {
+        Origin::Snapshot { state, memory: _, track, life } => {
             if track {
                 log = Some(Log::start(&vm, &memory)?);
             }
-            restore(&setup.kvm, &vm, &bus, layout, &state)?
+            another = matches!(life, Life::Another);
+            restore(&setup.kvm, &vm, &bus, layout, &state, life)?
         }
     };
-    generation::write(&memory)?;
+    if another {
+        generation::write(&memory)?;
+    }
     let routes = Arc::new(Routes::new(vm.clone()));
     let kept = Kept {
         system: setup.kvm,
@@ -307,6 +350,7 @@ pub fn build(setup: Setup) -> Result<Built, BuildError> {
         size: setup.memory.size,
         most: setup.memory.most,
         cpuid,
+        tsc_khz: vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0),
         topology,
         log,
     };
@@ -326,35 +370,34 @@ fn new_vcpu(vm: &VmFd, cpuid: &CpuId, layout: Layout, index: u32) -> Result<Vcpu
 }
 
 /// A snapshot's machine has the size that it had.
-fn check_fits(setup: &Setup, state: &MachineState) -> Result<(), SnapshotError> {
+fn check_fits(all: u32, ram: &Ram, state: &MachineState) -> Result<(), SnapshotError> {
     let vcpus = u32::try_from(state.cpus.vcpus.len()).unwrap_or(u32::MAX);
-    let size = setup.memory.size;
-    let all = setup.max_vcpus.unwrap_or(setup.vcpus);
-    if (vcpus, state.memory) != (all, size) {
+    if (vcpus, state.memory) != (all, ram.size) {
         return Err(SnapshotError::Other(format!(
-            "it is of a machine with {vcpus} vCPUs and {} MiB of memory, not {} and {}",
-            state.memory.0, all, size.0
+            "it is of a machine with {vcpus} vCPUs and {} MiB of memory, not {all} and {}",
+            state.memory.0, ram.size.0
         )));
     }
-    if state.max_memory != setup.memory.most {
+    if state.max_memory != ram.most {
         let words =
             |most: Option<MiB>| most.map_or("no more".into(), |most| format!("at most {} MiB", most.0));
         return Err(SnapshotError::Other(format!(
             "its machine can have {} of memory, and this one {}",
             words(state.max_memory),
-            words(setup.memory.most)
+            words(ram.most)
         )));
     }
     Ok(())
 }
 
-/// Makes processors and board what they were when the snapshot was taken, and tells the guest that it is another machine.
+/// Makes processors and board what they were when the snapshot was taken, and tells the guest when it is another machine.
 fn restore(
     system: &Kvm,
     vm: &VmFd,
     bus: &Bus,
     layout: Layout,
     state: &MachineState,
+    life: Life,
 ) -> Result<(Vec<VcpuFd>, CpuId), BuildError> {
     snapshot::vcpu::check(system)?;
     let cpuid = CpuId::from_entries(&state.cpus.cpuid)
@@ -363,7 +406,11 @@ fn restore(
     if let Some(lack) = cpuid::lacking(&cpuid, &supported) {
         return Err(SnapshotError::Processor(lack).into());
     }
-    let age = state.clock.age();
+    let age = match life {
+        Life::Another => state.clock.age(),
+        // By this host's clock alone: that of the other may be wrong.
+        Life::Same { stopped } => stopped.elapsed(),
+    };
     let mut vcpus = Vec::with_capacity(state.cpus.vcpus.len());
     for (index, saved) in (0..).zip(&state.cpus.vcpus) {
         let vcpu = new_vcpu(vm, &cpuid, layout, index)?;
@@ -388,7 +435,10 @@ fn restore(
         processors.restore(saved);
     }
     bus.ioapic.restore(&board.ioapic);
-    bus.ports.power.new_generation();
+    match life {
+        Life::Another => bus.ports.power.new_generation(),
+        Life::Same { .. } => {}
+    }
     if state.panicked {
         bus.ports.signals().panic();
     }
@@ -505,6 +555,29 @@ impl Machine {
         self.kept.log = log;
     }
 
+    /// What another monitor must know before the machine can go there.
+    #[must_use]
+    pub fn describe(&self) -> Description {
+        Description {
+            vcpus: self.vcpus(),
+            memory: self.kept.size,
+            cpuid: self.kept.cpuid.as_slice().to_vec(),
+            tsc_khz: self.kept.tsc_khz,
+            roles: self.slots.roles(),
+        }
+    }
+
+    /// Whether memory can be plugged in.
+    #[must_use]
+    pub fn can_grow(&self) -> bool {
+        self.kept.most.is_some()
+    }
+
+    /// Takes so many percent of its time from the guest; to be called again and again.
+    pub fn slow_down(&self, percent: u8) {
+        self.vcpus.slow_down(percent);
+    }
+
     /// The state of the machine, which is paused by this and stays so.
     ///
     /// # Errors
@@ -524,19 +597,14 @@ impl Machine {
             return Err(SnapshotError::Unsaved(why));
         }
         let saver = snapshot::vcpu::Saver::new(&self.kept.system)?;
-        let mut tsc_khz = 0;
-        let mut vcpus = Vec::new();
-        for vcpu in self.vcpus.parked() {
-            tsc_khz = vcpu.get_tsc_khz().unwrap_or(0);
-            vcpus.push(saver.save(&vcpu)?);
-        }
+        let vcpus = self.vcpus.parked().map(|vcpu| saver.save(&vcpu)).collect::<Result<_, _>>()?;
         Ok(MachineState {
             memory: self.kept.size,
             max_memory: self.kept.most,
             cpus: CpusState {
                 cpuid: self.kept.cpuid.as_slice().to_vec(),
                 topology: self.kept.topology,
-                tsc_khz,
+                tsc_khz: self.kept.tsc_khz,
                 vcpus,
             },
             clock: ClockState::save(&self.kept.vm)?,

@@ -2,12 +2,16 @@
 
 #![allow(unsafe_code)]
 
+use super::devices::{self, Made};
 use super::driver::{Driver, check_balloon, check_disk, check_nic};
+use super::incoming::{self, Reception};
 use super::memory::Ram;
-use super::{BuildError, Origin, Setup, build, devices};
+use super::{BuildError, Built, Life, Machine, Origin, Setup, Source, build};
 use crate::console::{ConsoleError, ConsoleLog};
 use crate::control::Server;
 use crate::jail::{self, Fork, JailError, ThreadKind};
+use crate::migration::frame::Stream;
+use crate::migration::receive::ReceiveError;
 use crate::snapshot::{self, SlotState, SnapshotError};
 use crate::virtio::blk::BlkConfig;
 use crate::virtio::net::MAX_PAIRS;
@@ -19,7 +23,10 @@ use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
-use wire::machine::{BackendDevice, EndReason, Fd, Limits, MAX_DISKS, MAX_NICS, MachineConfig, MachineEnd};
+use wire::ids::Mac;
+use wire::machine::{
+    BackendDevice, EndReason, Fd, Limits, MAX_DISKS, MAX_NICS, MachineConfig, MachineEnd, NicConfig,
+};
 
 /// Largest configuration in bytes.
 const LARGEST_CONFIG: u64 = 1 << 20;
@@ -45,6 +52,9 @@ pub enum ServeError {
     /// The machine.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// A machine that was to come.
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
     /// The filters.
     #[error("cannot confine the driver thread: {0}")]
     Confine(std::io::Error),
@@ -133,14 +143,16 @@ fn serve(
     // SAFETY: the descriptor is open and ours alone, as `Descriptors` found.
     let kvm = unsafe { Kvm::from_raw_fd(kvm) };
     let listener = descriptors.take(config.control_fd)?;
-    let (origin, slots) = origin(config, descriptors)?;
-    let setup = Setup {
+    let server = Server::new(listener).map_err(ServeError::Control)?;
+    let interfaces = interfaces(config)?;
+    let made = make_devices(config, descriptors)?;
+    let setup = |kvm, origin| Setup {
         kvm,
         vcpus: config.vcpus,
         max_vcpus: config.max_vcpus,
         cpu_model: config.cpu_model,
         topology: config.topology,
-        memory: ram,
+        memory: ram.clone(),
         origin,
         console: Box::new(console),
         id: config.id,
@@ -148,14 +160,74 @@ fn serve(
         watchdog: config.watchdog,
         watchdog_action: config.watchdog_action,
     };
-    let mut built = build(setup)?;
+    let mut driver = match config.incoming {
+        None => {
+            let (origin, slots) = origin(config, descriptors)?;
+            let mut built = build(setup(kvm, origin))?;
+            let mut made = made;
+            made.extend(memory_devices(config, descriptors, &mut built)?);
+            Driver::new(start(with_devices(built, made, slots.as_deref())?)?, Some(server), None)
+        }
+        Some(from) => {
+            if config.restore.is_some() || config.kernel_fd.is_some() {
+                return Err(one_beginning());
+            }
+            if !config.backends.is_empty() || config.max_memory.is_some() {
+                let text = "a machine that comes over a stream has no devices that another process works, and no memory that is plugged in";
+                return Err(ServeError::Config(text.into()));
+            }
+            let stream = descriptors.take(from.stream_fd)?;
+            let stream = Stream::new(stream).map_err(|error| {
+                ServeError::Config(format!(
+                    "the stream that a machine is to come over cannot be used: {error}"
+                ))
+            })?;
+            let roles = made.iter().map(|(role, _)| role.clone()).collect();
+            let host =
+                incoming::host(&kvm, config.max_vcpus.unwrap_or(config.vcpus), config.topology, &ram, roles)?;
+            let mut reception = Reception::new(Some(server));
+            let (origin, mut arrival) = incoming::take_in(stream, &host, &ram, interfaces, &mut reception)?;
+            let slots = origin.slots();
+            let built = build(setup(kvm, origin)).map_err(ServeError::from);
+            let built = built.and_then(|built| with_devices(built, made, slots.as_deref())).and_then(start);
+            let machine = built.inspect_err(|error| arrival.refuse(&error.to_string()))?;
+            arrival.await_commit(&mut reception)?;
+            let (server, before) = reception.close();
+            Driver::new(machine, server, None).arriving(arrival, &before)
+        }
+    };
+    let end = driver.run();
+    // The process ends: taking the machine apart first would only cost time.
+    std::mem::forget(driver);
+    Ok(Served::Ended(end))
+}
+
+/// Gives a machine its devices, where a snapshot had them or where there is room.
+fn with_devices(mut built: Built, made: Vec<Made>, slots: Option<&[SlotState]>) -> Result<Built, ServeError> {
+    match slots {
+        None => {
+            for (role, device) in made {
+                built.slots().plug(role, device, false).map_err(BuildError::from)?;
+            }
+        }
+        Some(slots) => built.slots().restore(made, slots).map_err(BuildError::from)?,
+    }
+    Ok(built)
+}
+
+/// Starts the machine's threads, and locks the driver in.
+fn start(built: Built) -> Result<Machine, ServeError> {
+    let machine = built.start(jail::confine_vcpu)?;
+    jail::confine(ThreadKind::Driver).map_err(ServeError::Confine)?;
+    Ok(machine)
+}
+
+/// Makes the devices of a configuration.
+fn make_devices(config: &MachineConfig, descriptors: &mut Descriptors) -> Result<Vec<Made>, ServeError> {
     let plugged = |error| ServeError::Build(BuildError::Device(error));
     let (role, device) = devices::entropy().map_err(plugged)?;
     let mut made = vec![(role, device)];
     made.extend(config.balloon.map(devices::balloon));
-    if let Some(area) = built.pluggable() {
-        made.push(devices::memory(area, config.memory, config.memory_backing.prefault));
-    }
     if let Some(vsock) = config.vsock {
         made.push(devices::vsock(vsock.cid, descriptors.take(vsock.listener_fd)?));
     }
@@ -181,29 +253,51 @@ fn serve(
         let disk = devices::disk(disk.key.clone(), file, &of);
         made.push(disk.map_err(plugged)?);
     }
+    Ok(made)
+}
+
+/// Makes the devices of a configuration that need guest memory.
+fn memory_devices(
+    config: &MachineConfig,
+    descriptors: &mut Descriptors,
+    built: &mut Built,
+) -> Result<Vec<Made>, ServeError> {
+    let mut made = Vec::new();
+    if let Some(area) = built.pluggable() {
+        made.push(devices::memory(area, config.memory, config.memory_backing.prefault));
+    }
     for backend in &config.backends {
         let signals = built.slots().signals();
         let (socket, memory) = (descriptors.take(backend.socket_fd)?, built.slots().guest_memory());
         let notify = Arc::new(move || signals.wake());
         let device = devices::backend(&backend.device, socket, &memory, config.vcpus, notify);
-        made.push(device.map_err(plugged)?);
+        made.push(device.map_err(BuildError::from)?);
     }
-    match slots {
-        None => {
-            for (role, device) in made {
-                built.slots().plug(role, device, false).map_err(plugged)?;
-            }
+    Ok(made)
+}
+
+/// The interfaces of a machine that comes from elsewhere, to say where it is now.
+fn interfaces(config: &MachineConfig) -> Result<Vec<(File, Mac)>, ServeError> {
+    if config.incoming.is_none() {
+        return Ok(Vec::new());
+    }
+    let open = |nic: &NicConfig| {
+        // SAFETY: F_DUPFD_CLOEXEC on any number is harmless.
+        let fd = unsafe { libc::fcntl(nic.fd, libc::F_DUPFD_CLOEXEC, 3) };
+        if fd < 0 {
+            return Err(ServeError::Config(format!("descriptor {} is not open", nic.fd)));
         }
-        Some(slots) => built.slots().restore(made, &slots).map_err(BuildError::from)?,
-    }
-    let server = Server::new(listener).map_err(ServeError::Control)?;
-    let machine = built.start(jail::confine_vcpu)?;
-    jail::confine(ThreadKind::Driver).map_err(ServeError::Confine)?;
-    let mut driver = Driver::new(machine, Some(server), None);
-    let end = driver.run();
-    // The process ends: taking the machine apart first would only cost time.
-    std::mem::forget(driver);
-    Ok(Served::Ended(end))
+        // SAFETY: the kernel just made this descriptor for us.
+        Ok((File::from(unsafe { OwnedFd::from_raw_fd(fd) }), nic.mac))
+    };
+    config.nics.iter().map(open).collect()
+}
+
+fn one_beginning() -> ServeError {
+    ServeError::Config(
+        "a machine has a kernel, a snapshot to go on from, or a stream that it comes over: one of them"
+            .into(),
+    )
 }
 
 /// Where the machine begins, and the devices that a snapshot has.
@@ -218,16 +312,16 @@ fn origin(
                 snapshot::file::load(&mut file).map_err(SnapshotError::from).map_err(BuildError::from)?;
             let slots = state.slots.clone();
             let memory = descriptors.take(from.memory_fd)?.into();
-            Ok((Origin::Snapshot { state: Box::new(state), memory, track: from.track }, Some(slots)))
+            let (state, memory) = (Box::new(state), Source::File(memory));
+            let life = Life::Another;
+            Ok((Origin::Snapshot { state, memory, track: from.track, life }, Some(slots)))
         }
         (None, Some(kernel)) => {
             let kernel = descriptors.take(kernel)?.into();
             let initrd = descriptors.take_optional(config.initrd_fd)?.map(File::from);
             Ok((Origin::Boot { kernel, initrd, command_line: config.command_line.clone() }, None))
         }
-        (Some(_), Some(_)) | (None, None) => {
-            Err(ServeError::Config("a machine has either a kernel or a snapshot to go on from".into()))
-        }
+        (Some(_), Some(_)) | (None, None) => Err(one_beginning()),
     }
 }
 

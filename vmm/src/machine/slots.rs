@@ -382,6 +382,12 @@ impl Slots {
         counts
     }
 
+    /// What all devices are, in slot order.
+    #[must_use]
+    pub fn roles(&self) -> Vec<Role> {
+        self.entries.values().map(|entry| entry.role.clone()).collect()
+    }
+
     /// Disks in slot order.
     #[must_use]
     pub fn disks(&self) -> Vec<DiskStatus> {

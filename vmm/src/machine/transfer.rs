@@ -4,12 +4,16 @@ use super::Machine;
 use super::job::{Job, Outcome};
 use crate::control::ClientId;
 use crate::jail::{self, ThreadKind};
+use crate::migration::frame::Stream;
+use crate::migration::send::Sender;
 use crate::snapshot::live::Live;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::Refused;
-use wire::machine::{MachineReply, SnapshotTaken, TransferKind, TransferPhase, TransferStatus};
+use wire::machine::{
+    MachineReply, MigrationPlan, SnapshotTaken, TransferKind, TransferPhase, TransferStatus,
+};
 
 /// A transfer under way.
 pub struct Transfer {
@@ -19,6 +23,9 @@ pub struct Transfer {
     /// Since when the machine stands still for it, and whether it runs afterwards.
     stopped: Option<(Instant, bool)>,
     stood: Duration,
+    kind: TransferKind,
+    /// Why it is in doubt, when it is.
+    doubt: Option<String>,
 }
 
 /// How a transfer ended.
@@ -29,6 +36,8 @@ pub struct Ended {
     pub reply: MachineReply,
     /// For the machine's status.
     pub status: TransferStatus,
+    /// The machine is elsewhere, with what is to be said about that.
+    pub gone: Option<String>,
 }
 
 fn micros(time: Duration) -> u64 {
@@ -53,7 +62,7 @@ impl Transfer {
         }
         // What other processes write is only known not to change while they stand still.
         let running = machine.running() && machine.slots.unsaved(true).is_none();
-        let mut transfer = Self { job: job.clone(), client, stopped: None, stood: Duration::ZERO };
+        let mut transfer = Self::new(job, client, TransferKind::Snapshot);
         if !running {
             // So it stays until all is written, whatever anybody asks for.
             transfer.stop(machine);
@@ -62,6 +71,43 @@ impl Transfer {
         let live = Live { vm, memory, log, state_file, memory_file, track, changes, running };
         transfer.start(machine, move |job| live.run(job))?;
         Ok(transfer)
+    }
+
+    /// Starts to send the machine to another monitor.
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub fn migration(machine: &mut Machine, stream: Stream, plan: MigrationPlan) -> Result<Self, Refused> {
+        if let Some(why) = machine.slots.unsaved(true) {
+            return Err(
+                Refused::conflict(format!("the machine cannot migrate with {why}")).remedy("unplug it first")
+            );
+        }
+        if machine.can_grow() {
+            return Err(Refused::conflict("a machine whose memory can be plugged in and out cannot migrate")
+                .remedy("start it without max_memory"));
+        }
+        let job = Arc::new(Job::new(TransferKind::Outgoing, machine.signals().clone()));
+        let running = machine.running();
+        let mut transfer = Self::new(job, None, TransferKind::Outgoing);
+        let description = machine.describe();
+        if !running {
+            transfer.stop(machine);
+        }
+        let (vm, memory, log) = machine.lend();
+        let sender = Sender { vm, memory, log, stream, description, plan, running };
+        transfer.start(machine, move |job| sender.run(job))?;
+        Ok(transfer)
+    }
+
+    fn new(job: Arc<Job>, client: Option<ClientId>, kind: TransferKind) -> Self {
+        Self { job, client, stopped: None, stood: Duration::ZERO, kind, doubt: None }
+    }
+
+    /// Share of time that is taken from the guest, in percent.
+    #[must_use]
+    pub fn throttle(&self) -> u8 {
+        if self.stopped.is_some() { 0 } else { self.job.status().throttle }
     }
 
     /// Starts the thread. Its log is lost when there is none: then changes are not tracked any more, and the next snapshot says so.
@@ -86,26 +132,54 @@ impl Transfer {
         let ran = machine.running();
         self.stopped = Some((Instant::now(), ran));
         let state = machine.save();
-        self.job.give(state);
+        self.job.give(state, ran);
     }
 
     /// How it is.
     #[must_use]
     pub fn status(&self) -> TransferStatus {
-        TransferStatus { stood_us: micros(self.stood), ..self.job.status() }
+        let status = TransferStatus { stood_us: micros(self.stood), ..self.job.status() };
+        match &self.doubt {
+            Some(why) => TransferStatus { phase: TransferPhase::InDoubt, detail: why.clone(), ..status },
+            None => status,
+        }
     }
 
     /// Somebody wants the machine to run, or not. Answers whether that has to wait until the transfer is over.
-    pub fn wants(&mut self, run: bool) -> bool {
-        if let Some((_, runs)) = &mut self.stopped {
-            *runs = run;
+    ///
+    /// # Errors
+    /// When the machine is being handed over, and it is not ours to say any more.
+    pub fn wants(&mut self, run: bool) -> Result<bool, Refused> {
+        let Some((_, runs)) = &mut self.stopped else { return Ok(false) };
+        if self.doubt.is_some() {
+            return Err(Refused::conflict("it is not known whether this machine runs at its destination")
+                .remedy("look there; then say take_back when it never ran there, or stop"));
         }
-        self.stopped.is_some()
+        if self.kind == TransferKind::Outgoing {
+            return Err(Refused::conflict("the machine is being handed over to another monitor")
+                .remedy("ask again in a moment, here or there"));
+        }
+        *runs = run;
+        Ok(true)
     }
 
-    /// Wants it no more.
-    pub fn cancel(&self) {
-        self.job.cancel();
+    /// A machine that is in doubt goes on here. Answers whether it was.
+    pub fn take_back(&mut self, machine: &mut Machine) -> Option<Ended> {
+        let doubt = self.doubt.take()?;
+        if let Some((since, runs)) = self.stopped.take() {
+            if runs {
+                machine.resume();
+            }
+            self.stood = since.elapsed();
+        }
+        let status = TransferStatus { phase: TransferPhase::Failed, detail: doubt, ..self.status() };
+        Some(Ended { client: None, reply: MachineReply::Done, status, gone: None })
+    }
+
+    /// Wants it no more. Answers whether it was in time.
+    #[must_use]
+    pub fn cancel(&self) -> bool {
+        self.job.cancel()
     }
 
     /// Does what the thread asks for. Answers how it ended, once it has.
@@ -115,18 +189,35 @@ impl Transfer {
         }
         let (outcome, log) = self.job.take_outcome()?;
         machine.keep_log(log);
+        if let Outcome::InDoubt(why) = outcome {
+            self.doubt = Some(why);
+            return None;
+        }
+        if let Outcome::Gone = &outcome {
+            self.stood = self.stopped.map_or(Duration::ZERO, |(since, _)| since.elapsed());
+        }
         let mut phase = TransferPhase::Done;
         let mut detail = String::new();
-        let go_on = self.stopped.take();
-        if let Some((since, runs)) = go_on {
+        let elsewhere = matches!(outcome, Outcome::Gone);
+        if let Some((since, runs)) = self.stopped.take_if(|_| !elsewhere) {
             if runs {
                 machine.resume();
             }
             self.stood = since.elapsed();
         }
+        let mut gone = None;
         let reply = match outcome {
             Outcome::Saved(memory_bytes) => {
                 MachineReply::Snapshot(SnapshotTaken { memory_bytes, stood_us: micros(self.stood) })
+            }
+            Outcome::Gone => {
+                gone = Some(String::new());
+                MachineReply::Done
+            }
+            Outcome::InDoubt(why) => {
+                detail = why.clone();
+                gone = Some(why);
+                MachineReply::Done
             }
             Outcome::Failed(why) => {
                 (phase, detail) = (TransferPhase::Failed, why.message.clone());
@@ -139,6 +230,6 @@ impl Transfer {
         };
         let remaining = if phase == TransferPhase::Done { 0 } else { self.job.status().remaining };
         let status = TransferStatus { phase, detail, remaining, throttle: 0, ..self.status() };
-        Some(Ended { client: self.client, reply, status })
+        Some(Ended { client: self.client, reply, status, gone })
     }
 }

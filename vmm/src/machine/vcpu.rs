@@ -22,14 +22,17 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::cell::Cell;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wire::machine::EndReason;
 
 /// How long a stopped vCPU may take before it gets another signal.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How often a guest that is slowed down is taken out.
+pub const SLICE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
@@ -51,6 +54,8 @@ pub struct Gate {
     changed: Condvar,
     /// vCPUs that may run, a bit each.
     open: AtomicU64,
+    /// Share of its time that is taken from the guest, in percent.
+    slow: AtomicU8,
 }
 
 impl Gate {
@@ -61,6 +66,7 @@ impl Gate {
             state: Mutex::new(GateState { wanted: Wanted::Park, parked: 0, absent }),
             changed: Condvar::new(),
             open: AtomicU64::new(0),
+            slow: AtomicU8::new(0),
         }
     }
 
@@ -98,6 +104,21 @@ impl Gate {
 
     fn is_open(&self, vcpu: u64) -> bool {
         self.open.load(Ordering::SeqCst) & vcpu != 0
+    }
+
+    /// Takes the guest's share of time away from a vCPU that has run since `since`. Whoever closes the gate does
+    /// not have to wait for it.
+    fn rest(&self, since: Instant) {
+        let percent = u32::from(self.slow.load(Ordering::Relaxed)).min(99);
+        let until = Instant::now() + since.elapsed().min(SLICE * 2) * percent / (100 - percent);
+        let mut state = self.state();
+        while state.wanted == Wanted::Run {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Waits while the gate is closed. Returns whether to go on, and whether it waited.
@@ -198,6 +219,13 @@ impl Vcpus {
         self.gate.want(Wanted::Run);
     }
 
+    /// Takes so many percent of its time from the guest, as long as this is called again at least each [`SLICE`].
+    pub fn slow_down(&self, percent: u8) {
+        if self.gate.slow.swap(percent, Ordering::Relaxed) > 0 || percent > 0 {
+            self.kick();
+        }
+    }
+
     fn kick(&self) {
         for thread in &self.threads {
             // SAFETY: the thread is not joined yet, so its handle is valid; the signal has a handler.
@@ -252,8 +280,13 @@ fn run(own: &Mutex<VcpuFd>, bit: u64, bus: &Bus, signals: &Signals, gate: &Gate)
     let lock = || own.lock().unwrap_or_else(PoisonError::into_inner);
     EXIT_FLAG.set(&raw mut lock().get_kvm_run().immediate_exit);
     let mut held: Option<MutexGuard<'_, VcpuFd>> = None;
+    let mut since = Instant::now();
     loop {
         let mut waited = false;
+        if gate.slow.load(Ordering::Relaxed) > 0 && since.elapsed() >= SLICE {
+            gate.rest(since);
+            since = Instant::now();
+        }
         if !gate.is_open(bit) {
             // Never waits with the lock held: whoever closed the gate may be about to take it.
             if let Some(mut vcpu) = held.take() {

@@ -4,6 +4,7 @@
 
 pub mod asm;
 pub mod driver;
+pub mod link;
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 use std::fs::File;
@@ -18,8 +19,9 @@ use wire::MiB;
 use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
     BackendConfig, BackendDevice, BalloonConfig, BlockSize, ConsoleConfig, CpuModel, DiskConfig, Identity,
-    JailConfig, Limits, MachineCall, MachineConfig, MachineEnd, MachineReply, MachineStatus, MemoryBacking,
-    NicConfig, NicLimits, RestoreConfig, SnapshotTaken, Topology, VsockConfig, WatchdogAction,
+    IncomingConfig, JailConfig, Limits, MachineCall, MachineConfig, MachineEnd, MachineReply, MachineStatus,
+    MemoryBacking, MigrationPlan, NicConfig, NicLimits, RestoreConfig, SnapshotTaken, Topology,
+    TransferPhase, TransferStatus, VsockConfig, WatchdogAction,
 };
 
 /// Longest that anything here may take: a minute, or `VMM_TEST_SECONDS` where the machine is slow.
@@ -53,6 +55,8 @@ pub struct Plan {
     pub nics: Vec<(PortId, OwnedFd, Mac)>,
     /// State and memory of a snapshot to go on from, instead of the kernel.
     pub restore: Option<[File; 2]>,
+    /// The stream that the machine comes over, instead of booting.
+    pub incoming: Option<OwnedFd>,
     /// Whether a restored machine tracks what its guest writes.
     pub track: bool,
     /// Whether the configuration names a jail.
@@ -87,6 +91,7 @@ impl Plan {
             disks: Vec::new(),
             nics: Vec::new(),
             restore: None,
+            incoming: None,
             track: false,
             jailed: true,
             no_jail: false,
@@ -201,7 +206,8 @@ impl Guest {
             console_fds: console.iter().map(|file| give(file.try_clone().unwrap().into())).collect(),
             console_limit: 1 << 20,
             end_fd: Some(give(end.try_clone().unwrap().into())),
-            kernel_fd: plan.restore.is_none().then(|| give(file(&plan.kernel).into())),
+            kernel_fd: (plan.restore.is_none() && plan.incoming.is_none())
+                .then(|| give(file(&plan.kernel).into())),
             initrd_fd: plan.initrd.map(|bytes| give(file(&bytes).into())),
             command_line: plan.command_line,
             disks: plan
@@ -229,6 +235,7 @@ impl Guest {
                 })
                 .collect(),
             identity: Identity::default(),
+            incoming: plan.incoming.map(|stream| IncomingConfig { stream_fd: give(stream) }),
             restore: plan.restore.map(|[state, memory]| RestoreConfig {
                 state_fd: give(state.into()),
                 memory_fd: give(memory.into()),
@@ -319,6 +326,20 @@ impl Guest {
             MachineReply::Snapshot(taken) => (files, taken),
             other => panic!("no snapshot: {other:?}; {}", self.log()),
         }
+    }
+
+    /// Starts to migrate over a stream.
+    pub fn migrate(&self, stream: OwnedFd, plan: MigrationPlan) {
+        let reply = self.call_with(&MachineCall::Migrate { plan }, Some(stream.as_fd()));
+        assert_eq!(reply, MachineReply::Done, "{}", self.log());
+    }
+
+    /// Waits until a transfer is in one of these phases, and answers how it is.
+    pub fn wait_transfer(&self, phases: &[TransferPhase]) -> TransferStatus {
+        let there = |status: &MachineStatus| {
+            status.transfer.as_ref().is_some_and(|transfer| phases.contains(&transfer.phase))
+        };
+        self.wait_status(there).transfer.unwrap()
     }
 
     /// A call with two files.

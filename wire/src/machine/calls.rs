@@ -2,7 +2,7 @@
 
 use super::{
     BackendDevice, BackendName, BalloonStatus, BlockSize, Limits, MachineCounts, MachineStatus, MemoryStatus,
-    NicLimits, SnapshotTaken,
+    MigrationPlan, NicLimits, SnapshotTaken,
 };
 use crate::ids::{Mac, PortId};
 use crate::{MiB, Refused};
@@ -94,8 +94,22 @@ pub enum MachineCall {
         #[serde(default)]
         changes: bool,
     },
-    /// Gives up a snapshot that is being taken. Answers at once. Harmless when there is none.
+    /// Sends the machine to another monitor, which was started with [`MachineConfig::incoming`](super::MachineConfig::incoming), over the
+    /// stream socket that comes along as `SCM_RIGHTS`. Answers as soon as that has begun; [`MachineStatus::transfer`] tells how it goes
+    /// on. The process ends with [`EndReason::Migrated`](super::EndReason::Migrated) once the machine runs over there; whatever fails
+    /// before the machine is handed over leaves it running here. Devices cannot be plugged in or out meanwhile. The stream is neither
+    /// encrypted nor authenticated: that is the caller's, who is at both of its ends.
+    Migrate {
+        /// How.
+        #[serde(default)]
+        plan: MigrationPlan,
+    },
+    /// Ends a migration that has not handed the machine over yet, which goes on here; or a snapshot. Answers at once. Harmless when
+    /// there is none.
     CancelTransfer,
+    /// The machine of a migration that is in doubt goes on here. **Only for callers who know that it never ran over there**: that
+    /// monitor ended with [`EndReason::NotStarted`](super::EndReason::NotStarted), or was never started.
+    TakeBack,
     /// Asks the guest to give up so much memory (0 for none). It goes there in its own time: see [`MachineCall::BalloonStatus`].
     Balloon {
         /// What the balloon is to hold.

@@ -1,7 +1,8 @@
 //! A machine as it is asked for.
 
 use super::{
-    BackendConfig, CpuModel, Fd, Limits, MemoryBacking, NicLimits, RestoreConfig, Topology, WatchdogAction,
+    BackendConfig, CpuModel, Fd, IncomingConfig, Limits, MemoryBacking, NicLimits, RestoreConfig, Topology,
+    WatchdogAction,
 };
 use crate::MiB;
 use crate::ids::{Mac, PortId, ServerId};
@@ -73,6 +74,10 @@ pub struct MachineConfig {
     /// Goes on from a snapshot instead of booting; vCPUs, memory, disks and interfaces are those that the snapshot has.
     #[serde(default)]
     pub restore: Option<RestoreConfig>,
+    /// Goes on with a machine that another monitor sends, instead of booting. The process ends with
+    /// [`EndReason::NotStarted`](super::EndReason::NotStarted) when it does not come or does not fit.
+    #[serde(default)]
+    pub incoming: Option<IncomingConfig>,
     /// A balloon; `None` for a machine without.
     #[serde(default)]
     pub balloon: Option<BalloonConfig>,

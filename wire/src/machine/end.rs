@@ -28,6 +28,8 @@ pub enum EndReason {
     Panicked,
     /// The guest started its watchdog and then stopped calling it: it hangs. Start it again.
     Watchdog,
+    /// It goes on in another monitor: see [`MachineCall::Migrate`](super::MachineCall::Migrate).
+    Migrated,
     /// [`MachineCall::Stop`](super::MachineCall::Stop).
     Stopped,
     /// It could not be built: bad configuration, or the host refused something.
@@ -50,6 +52,7 @@ impl EndReason {
             Self::PowerButton => 7,
             Self::Panicked => 8,
             Self::Watchdog => 9,
+            Self::Migrated => 10,
         }
     }
 }

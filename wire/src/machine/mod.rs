@@ -40,7 +40,7 @@ pub use limits::{Limit, Limits, NicLimits};
 pub use memory::{MemoryBacking, MemoryStatus, Pages};
 pub use snapshot::{RestoreConfig, SnapshotTaken};
 pub use status::{BalloonStatistics, BalloonStatus, DiskStatus, MachineState, MachineStatus, NicStatus};
-pub use transfer::{TransferKind, TransferPhase, TransferStatus};
+pub use transfer::{IncomingConfig, MigrationPlan, TransferKind, TransferPhase, TransferStatus, Unconverged};
 
 /// Version of these types. A monitor outlives upgrades of `hostd`, so [`MachineStatus::protocol`] tells which it speaks.
 pub const PROTOCOL: u32 = 2;
@@ -121,6 +121,7 @@ mod tests {
             EndReason::PowerButton,
             EndReason::Panicked,
             EndReason::Watchdog,
+            EndReason::Migrated,
         ];
         let codes: std::collections::BTreeSet<u8> = all.iter().map(|reason| reason.exit_code()).collect();
         assert_eq!(codes.len(), all.len());
