@@ -323,8 +323,11 @@ fn looks_at_what_is_left() {
 
 /// One run of a monitor with a guest that measures, and what it found out: names and numbers. Only until its first program runs, if `boot`.
 fn measured(monitor: &str, command: &mut Command, boot: bool) {
-    let exits =
-        || -> u64 { std::fs::read_to_string("/sys/kernel/debug/kvm/exits").unwrap().trim().parse().unwrap() };
+    // Of all machines there are: this one.
+    let count = |of: &str| -> u64 {
+        std::fs::read_to_string(format!("/sys/kernel/debug/kvm/{of}")).unwrap().trim().parse().unwrap()
+    };
+    let exits = || count("exits");
     let since = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut before = 0;
@@ -333,7 +336,9 @@ fn measured(monitor: &str, command: &mut Command, boot: bool) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["L2:", "init"] => {
-                println!("\nfigure {monitor} boot {} us", since.elapsed().as_micros());
+                let micros = since.elapsed().as_micros();
+                let [all, ports, memory] = ["exits", "io_exits", "mmio_exits"].map(count);
+                println!("\nfigure {monitor} boot {micros} us {all} exits {ports} ports {memory} memory");
                 if boot {
                     break;
                 }
