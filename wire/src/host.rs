@@ -130,6 +130,8 @@ pub enum Power {
     },
     /// Stopped in place, memory kept.
     Paused,
+    /// Not running, its memory in a file of the host; a machine that is off stays off.
+    Suspended,
 }
 
 /// How often the machine should have been restarted by request. A higher `count` than the last applied restarts it once.
@@ -202,6 +204,8 @@ pub enum PowerNow {
     Running,
     /// Stopped in place.
     Paused,
+    /// Not running, its memory in a file of the host.
+    Suspended,
     /// Not running because it was asked to be off, or shut itself down.
     Off,
     /// Not running because it crashed; `fault` says how.

@@ -91,6 +91,8 @@ pub const LOCKED_REASON: Micro = Micro(2, 73);
 pub const CREATE_HOST: Micro = Micro(2, 74);
 /// Unknown query parameters are refused; answers of update carry all fields.
 pub const STRICT: Micro = Micro(2, 75);
+/// A zone may be named to unshelve into.
+pub const UNSHELVE_ZONE: Micro = Micro(2, 77);
 /// `delete_on_termination` of attachments.
 pub const DELETE_ON_TERMINATION: Micro = Micro(2, 79);
 /// Why an event failed.

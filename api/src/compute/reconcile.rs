@@ -1,6 +1,7 @@
 //! Closes the gap between what hosts do and what the rows say. Takes no input: it reads both and acts.
 
 use super::records::servers::{self, Lifecycle, Seen, Server, Wanted};
+use super::records::shape::Mode;
 use super::rules::attach;
 use super::tasks::{self, DeleteServer};
 use super::{records, spec};
@@ -39,6 +40,8 @@ pub async fn settle(app: &App) -> Result<(), Fault> {
     let mut trouble = Ok(());
     for row in rows.iter().filter(|row| !busy.contains(&tasks::subject(row.id))) {
         let done = match row.lifecycle {
+            // Nothing of it is on a host, and nothing is to be.
+            Lifecycle::Ready if row.mode == Mode::Offloaded => Ok(()),
             Lifecycle::Ready => ready(app, row, known.get(&row.id).copied()).await,
             Lifecycle::Deleting if row.updated_at < ago(DELETE_AGAIN_SECS) => delete_again(app, row).await,
             Lifecycle::Deleting | Lifecycle::Building | Lifecycle::Failed => Ok(()),

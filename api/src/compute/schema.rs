@@ -217,6 +217,8 @@ macro_rules! action {
 pub const START: &str = action!("os-start", "{}");
 pub const STOP: &str = action!("os-stop", "{}");
 pub const PAUSE: &str = action!("pause", "{}");
+pub const SUSPEND: &str = action!("suspend", "{}");
+pub const RESUME: &str = action!("resume", "{}");
 pub const UNPAUSE: &str = action!("unpause", "{}");
 pub const UNLOCK: &str = action!("unlock", "{}");
 pub const LOCK: &str = action!("lock", "{}");
@@ -293,6 +295,17 @@ pub const RESCUE: &str = action!(
     "rescue",
     r#"{"type":["object","null"],"properties":{"adminPass":{"type":"string","maxLength":255},
 "rescue_image_ref":{"type":"string","minLength":1,"maxLength":2048}},"additionalProperties":false}"#
+);
+pub const CHANGE_PASSWORD: &str = action!(
+    "changePassword",
+    r#"{"type":"object","properties":{"adminPass":{"type":"string","maxLength":255}},"required":["adminPass"],"additionalProperties":false}"#
+);
+pub const SHELVE: &str = action!("shelve", "{}");
+pub const SHELVE_OFFLOAD: &str = action!("shelveOffload", "{}");
+pub const UNSHELVE: &str = action!("unshelve", "{}");
+pub const UNSHELVE_2_77: &str = action!(
+    "unshelve",
+    r#"{"type":["object","null"],"properties":{"availability_zone":{"type":["string","null"],"maxLength":255}},"additionalProperties":false}"#
 );
 pub const UNRESCUE: &str = action!("unrescue", "{}");
 pub const CONSOLE: &str = action!(

@@ -16,12 +16,16 @@ pub enum Vm {
     Active,
     /// Paused.
     Paused,
+    /// Its memory in a file of the host.
+    Suspended,
     /// Off.
     Stopped,
     /// Resized, and neither confirmed nor reverted.
     Resized,
     /// Runs from another disk.
     Rescued,
+    /// Shelved, with nothing on a host.
+    Offloaded,
     /// Broken.
     Error,
 }
@@ -34,9 +38,11 @@ impl Vm {
             Self::Building => "building",
             Self::Active => "active",
             Self::Paused => "paused",
+            Self::Suspended => "suspended",
             Self::Stopped => "stopped",
             Self::Resized => "resized",
             Self::Rescued => "rescued",
+            Self::Offloaded => "shelved_offloaded",
             Self::Error => "error",
         }
     }
@@ -62,6 +68,13 @@ struct Step {
     step: String,
     act: Option<Act>,
     plan: Option<Head>,
+    shelf: Option<Shelved>,
+}
+
+/// The part of a shelf that matters here.
+#[derive(Clone, Copy, Deserialize)]
+struct Shelved {
+    ran: bool,
 }
 
 /// The parts of a plan that matter here.
@@ -112,6 +125,13 @@ pub fn task_state(task: &TaskView) -> Option<&'static str> {
         "compute.delete-server" => Some("deleting"),
         "compute.snapshot-server" => Some(if step == "copy" { "image_snapshot" } else { "image_uploading" }),
         "compute.remake-server" => remade(task).map(|head| remaking(head.what, &step)),
+        "compute.shelve-server" => Some(match step.as_str() {
+            "halt" => "shelving",
+            "copy" => "shelving_image_pending_upload",
+            "fill" => "shelving_image_uploading",
+            _ => "shelving_offloading",
+        }),
+        "compute.unshelve-server" => Some(if step == "place" { "unshelving" } else { "spawning" }),
         "compute.confirm-resize" => Some("resize_confirming"),
         _ => act(task).map(|act| match act {
             Act::Start => "powering-on",
@@ -120,6 +140,8 @@ pub fn task_state(task: &TaskView) -> Option<&'static str> {
             Act::RebootHard => "rebooting_hard",
             Act::Pause => "pausing",
             Act::Unpause => "unpausing",
+            Act::Suspend => "suspending",
+            Act::Resume => "resuming",
         }),
     }
 }
@@ -129,6 +151,7 @@ fn powered(observed: Seen) -> Vm {
     match observed {
         Seen::Running | Seen::Nothing => Vm::Active,
         Seen::Paused => Vm::Paused,
+        Seen::Suspended => Vm::Suspended,
         Seen::Off | Seen::Crashed => Vm::Stopped,
     }
 }
@@ -139,6 +162,7 @@ pub fn of(server: &Server, live: Option<&TaskView>) -> State {
     let seen = match (server.mode, server.observed) {
         (Mode::Resized, _) => Vm::Resized,
         (Mode::Rescued, _) => Vm::Rescued,
+        (Mode::Offloaded, _) => Vm::Offloaded,
         (Mode::Plain, observed) => powered(observed),
     };
     let remade = live.and_then(remade).map(|head| match (head.what, head.ran) {
@@ -151,8 +175,17 @@ pub fn of(server: &Server, live: Option<&TaskView>) -> State {
     // whoever waited for it may act at once.
     let before = live.and_then(act).map(|act| match act {
         Act::Start => Vm::Stopped,
-        Act::Stop | Act::RebootSoft | Act::RebootHard | Act::Pause => Vm::Active,
+        Act::Stop | Act::RebootSoft | Act::RebootHard | Act::Pause | Act::Suspend => Vm::Active,
+        Act::Resume => Vm::Suspended,
         Act::Unpause => Vm::Paused,
+    });
+    let shelving = live.and_then(|task| match task.kind.as_str() {
+        "compute.unshelve-server" => Some(Vm::Offloaded),
+        "compute.shelve-server" => {
+            let ran = Step::deserialize(&task.step).ok()?.shelf?.ran;
+            Some(if ran { Vm::Active } else { Vm::Stopped })
+        }
+        _ => None,
     });
     let task = live.and_then(task_state);
     let vm = match server.lifecycle {
@@ -160,13 +193,14 @@ pub fn of(server: &Server, live: Option<&TaskView>) -> State {
         Lifecycle::Failed => Vm::Error,
         Lifecycle::Deleting if live.is_none() && server.body.fault.is_some() => Vm::Error,
         Lifecycle::Deleting if server.launched_at.is_none() => Vm::Building,
-        Lifecycle::Ready | Lifecycle::Deleting => before.or(remade).unwrap_or(seen),
+        Lifecycle::Ready | Lifecycle::Deleting => before.or(remade).or(shelving).unwrap_or(seen),
     };
     let power = match server.observed {
         Seen::Nothing => 0,
         Seen::Running => 1,
         Seen::Paused => 3,
-        Seen::Off => 4,
+        // Upstream says the same of a machine that is off and of one whose memory is in a file.
+        Seen::Off | Seen::Suspended => 4,
         Seen::Crashed => 6,
     };
     let status = match (vm, task) {
@@ -178,9 +212,11 @@ pub fn of(server: &Server, live: Option<&TaskView>) -> State {
         (_, Some("resize_confirming")) => "VERIFY_RESIZE",
         (Vm::Resized, _) => "VERIFY_RESIZE",
         (Vm::Rescued, _) => "RESCUE",
+        (Vm::Offloaded, _) => "SHELVED_OFFLOADED",
         (Vm::Building, _) => "BUILD",
         (Vm::Active, _) => "ACTIVE",
         (Vm::Paused, _) => "PAUSED",
+        (Vm::Suspended, _) => "SUSPENDED",
         (Vm::Stopped, _) => "SHUTOFF",
         (Vm::Error, _) => "ERROR",
     };

@@ -83,6 +83,18 @@ pub async fn by_id(app: &App, image_id: &str) -> Result<BootImage, Fault> {
     found.map(boot).ok_or_else(|| Fault::not_found(format!("Image {image_id} could not be found.")))
 }
 
+/// Removes an image, whoever owns it: for tasks, whose request was checked. Harmless when it is gone.
+///
+/// # Errors
+/// When the database or the store does not answer.
+pub async fn remove(app: &App, image_id: &str) -> Result<(), Fault> {
+    let Some(image) = records::find(&app.store, image_id).await? else { return Ok(()) };
+    if image.status == "active" || image.status == "deactivated" {
+        return Ok(rules::remove(app, &image).await?);
+    }
+    fail(app, image_id).await
+}
+
 /// Makes a queued, private image that will hold a disk's content. `properties` may name `disk_format` (default `qcow2`),
 /// `min_disk`, `min_ram` and `visibility` besides free properties; values that are no strings are written as JSON.
 ///

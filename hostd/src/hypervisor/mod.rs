@@ -18,11 +18,11 @@ pub mod vmm;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::path::PathBuf;
-use wire::Refused;
+use std::path::{Path, PathBuf};
 use wire::host::{DiskSpec, Figures, NicSpec, ServerSpec};
 use wire::ids::{PortId, ServerId};
 use wire::machine::{EndReason, Limits, MachineEnd, NicLimits};
+use wire::{MiB, Refused};
 
 /// The kinds of hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -74,6 +74,8 @@ pub struct Plan {
     pub spec: ServerSpec,
     /// Stopped in place before the first guest instruction, or soon after where a hypervisor cannot.
     pub paused: bool,
+    /// Goes on from what [`Machine::suspend`] left in this directory, instead of booting.
+    pub restore: Option<PathBuf>,
 }
 
 /// A way to run machines.
@@ -108,6 +110,11 @@ pub trait Machine: Send + Sync {
 
     /// Does one thing to it. Everything is harmless to repeat.
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), Refused>>;
+
+    /// Stops it in place and writes what it needs to go on into an empty directory, so that it lasts. Afterwards the
+    /// machine is only to be killed; after a failure it stands still and may go on.
+    /// `memory` is what the guest has.
+    fn suspend<'a>(&'a self, into: &'a Path, memory: MiB) -> BoxFuture<'a, Result<(), Refused>>;
 
     /// What it used, moved and carried.
     fn figures(&self) -> BoxFuture<'_, Result<Figures, Refused>>;

@@ -9,7 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use wire::host::{DiskFigures, Figures, MemoryFigures, NicFigures};
@@ -110,6 +110,10 @@ impl Hypervisor for Simulated {
     fn start(&self, plan: Plan) -> BoxFuture<'_, Result<Box<dyn Machine>, Refused>> {
         async move {
             *self.starts.lock().unwrap_or_else(PoisonError::into_inner).entry(plan.seat.id).or_default() += 1;
+            if let Some(from) = &plan.restore {
+                let kept: Option<Guest> = durable::read(&from.join("state")).map_err(lost)?;
+                kept.ok_or_else(|| Refused::internal("there is nothing to go on from"))?;
+            }
             let guest = Guest {
                 paused: plan.paused,
                 disks: plan.spec.disks.iter().map(|disk| disk.key.clone()).collect(),
@@ -200,6 +204,14 @@ impl Machine for Puppet {
 
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), Refused>> {
         futures::future::ready(self.apply(control)).boxed()
+    }
+
+    fn suspend<'a>(&'a self, into: &'a Path, _memory: MiB) -> BoxFuture<'a, Result<(), Refused>> {
+        let kept = self.apply(Control::Pause).and_then(|()| {
+            let guest = self.state.borrow().clone();
+            durable::write(&into.join("state"), &guest).map_err(lost)
+        });
+        futures::future::ready(kept).boxed()
     }
 
     /// Nothing runs, so nothing was used; what is not known is left out.

@@ -17,6 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -29,7 +30,7 @@ use wire::ids::PortId;
 use wire::machine::{
     BalloonConfig, BlockSize, CpuModel, DeviceCounts, DiskConfig, EndReason, Identity, JailConfig,
     MachineCall, MachineConfig, MachineEnd, MachineReply, MachineState, MachineStatus, MemoryBacking,
-    NicConfig, WatchdogAction,
+    NicConfig, RestoreConfig, WatchdogAction,
 };
 use wire::{MiB, Refused, RefusedKind};
 
@@ -41,6 +42,14 @@ use channel::Channel;
 const CONTROL: &str = "control.sock";
 /// The end file in the run directory.
 const END: &str = "end.json";
+/// The state of a suspended machine.
+const STATE: &str = "state";
+/// Its memory.
+const MEMORY: &str = "memory";
+/// Room that a suspended machine's state and the file system may need beside the guest's memory, in bytes.
+const BESIDE: u64 = 64 << 20;
+/// How long it may take to write a guest's memory, in seconds for each GiB, and for the least.
+const WRITE_SECS_PER_GIB: u64 = 60;
 /// How long a monitor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the watcher lets the monitor wait for news.
@@ -158,7 +167,15 @@ fn spawn(
             .remedy("load the kvm module, or choose hypervisor = \"auto\"")
     })?;
     let disks = plan.spec.disks.iter().map(|disk| resources.disk(disk)).collect::<Result<Vec<File>, _>>()?;
-    let boot = resources.boot(&plan.spec, &disks, seat.uid)?;
+    let (boot, restore) = match &plan.restore {
+        None => (Some(resources.boot(&plan.spec, &disks, seat.uid)?), None),
+        Some(from) => {
+            let open = |name: &str| {
+                File::open(from.join(name)).map_err(place::trouble("open the suspended server's files"))
+            };
+            (None, Some([open(STATE)?, open(MEMORY)?]))
+        }
+    };
     let taps =
         plan.spec.nics.iter().map(|nic| resources.tap(nic.port)).collect::<Result<Vec<OwnedFd>, _>>()?;
     let config = MachineConfig {
@@ -176,13 +193,17 @@ fn spawn(
         console_fds: consoles.iter().map(AsRawFd::as_raw_fd).collect(),
         console_limit: seat.console_limit,
         end_fd: Some(end.as_raw_fd()),
-        kernel_fd: Some(boot.kernel.as_raw_fd()),
-        initrd_fd: boot.initrd.as_ref().map(AsRawFd::as_raw_fd),
-        command_line: boot.command_line.clone(),
+        kernel_fd: boot.as_ref().map(|boot| boot.kernel.as_raw_fd()),
+        initrd_fd: boot.as_ref().and_then(|boot| Some(boot.initrd.as_ref()?.as_raw_fd())),
+        command_line: boot.as_ref().map(|boot| boot.command_line.clone()).unwrap_or_default(),
         disks: plan.spec.disks.iter().zip(&disks).map(|(disk, file)| disk_config(disk, file)).collect(),
         nics: plan.spec.nics.iter().zip(&taps).map(|(nic, tap)| nic_config(nic, tap)).collect(),
         identity: Identity::default(),
-        restore: None,
+        restore: restore.as_ref().map(|[state, memory]| RestoreConfig {
+            state_fd: state.as_raw_fd(),
+            memory_fd: memory.as_raw_fd(),
+            track: false,
+        }),
         incoming: None,
         // Empty: it is there for its reports of free pages, which go back to the host, and its statistics.
         balloon: Some(BalloonConfig { target: MiB(0), deflate_on_oom: true }),
@@ -201,6 +222,7 @@ fn spawn(
     let mut inherit: Vec<RawFd> =
         vec![config_file.as_raw_fd(), config.kvm_fd, config.control_fd, end.as_raw_fd()];
     inherit.extend(config.kernel_fd);
+    inherit.extend(restore.iter().flatten().map(AsRawFd::as_raw_fd));
     inherit.extend(&config.console_fds);
     inherit.extend(config.initrd_fd);
     inherit.extend(config.disks.iter().map(|disk| disk.fd));
@@ -319,7 +341,7 @@ impl VmmMachine {
             Some(channel) => channel,
             None => connect(&self.seat).map_err(silent)?,
         };
-        let reply = tokio::time::timeout(PATIENCE, channel.exchange(call, fd.map(AsFd::as_fd)))
+        let reply = tokio::time::timeout(PATIENCE, channel.exchange(call, fd.map(AsFd::as_fd).as_slice()))
             .await
             .map_err(|_| silent(io::Error::from(io::ErrorKind::TimedOut)))?
             .map_err(silent)?;
@@ -402,7 +424,66 @@ impl VmmMachine {
     }
 }
 
+/// Refuses to write so much where it has no room.
+fn room(dir: &Path, bytes: u64) -> Result<(), Refused> {
+    let facts = nix::sys::statvfs::statvfs(dir)
+        .map_err(io::Error::from)
+        .map_err(place::trouble("look at the file system of hostd's state directory"))?;
+    let free = facts.blocks_available().saturating_mul(facts.fragment_size());
+    let need = bytes.saturating_add(BESIDE);
+    if free >= need {
+        return Ok(());
+    }
+    Err(Refused::no_space(format!(
+        "suspending the server needs {} MiB for its memory, and {} MiB are free",
+        need >> 20,
+        free >> 20
+    ))
+    .remedy("free some space on the file system of hostd's state directory"))
+}
+
 impl VmmMachine {
+    /// The machine is stopped first, so that its disks stay as its memory knows them.
+    async fn write_out(&self, into: &Path, memory: MiB) -> Result<(), Refused> {
+        let most = memory.bytes().unwrap_or(u64::MAX);
+        room(into, most)?;
+        self.call(&MachineCall::Pause, None).await?;
+        let make =
+            |name: &str| OpenOptions::new().write(true).create_new(true).mode(0o600).open(into.join(name));
+        let files = [make(STATE), make(MEMORY)].into_iter().collect::<io::Result<Vec<File>>>();
+        let files = files.map_err(place::trouble("make the suspended server's files"))?;
+        let silent = |error: io::Error| {
+            Refused::unavailable(format!(
+                "the machine monitor of server {} does not answer: {error}",
+                self.seat.id
+            ))
+        };
+        // A connection of its own: others are answered meanwhile.
+        let channel = connect(&self.seat).map_err(silent)?;
+        let patience = Duration::from_secs((most >> 30).saturating_add(1).saturating_mul(WRITE_SECS_PER_GIB));
+        let call = MachineCall::Snapshot { track: false, changes: false };
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        let reply = tokio::time::timeout(patience, channel.exchange(&call, &fds)).await;
+        match reply.map_err(|_| silent(io::Error::from(io::ErrorKind::TimedOut)))?.map_err(silent)? {
+            MachineReply::Snapshot(_) => {}
+            MachineReply::Refused(refused) => return Err(refused),
+            MachineReply::Done
+            | MachineReply::Status(_)
+            | MachineReply::Balloon(_)
+            | MachineReply::Memory(_)
+            | MachineReply::Counts(_) => {
+                return Err(Refused::internal("the machine monitor answered a snapshot with something else"));
+            }
+        }
+        let synced = blocking(move || {
+            files
+                .iter()
+                .try_for_each(File::sync_all)
+                .map_err(place::trouble("keep the suspended server's files"))
+        });
+        synced.await
+    }
+
     async fn count(&self) -> Result<Figures, Refused> {
         let MachineReply::Counts(counts) = self.call(&MachineCall::Counts, None).await? else {
             return Err(Refused::internal(
@@ -492,7 +573,7 @@ async fn follow(seat: Seat, tell: watch::Sender<u64>) {
             continue;
         };
         let call = |after| MachineCall::Status { after, wait_ms: NEWS_MS };
-        while let Ok(MachineReply::Status(status)) = channel.exchange(&call(after), None).await {
+        while let Ok(MachineReply::Status(status)) = channel.exchange(&call(after), &[]).await {
             if after.replace(status.sequence) != Some(status.sequence) {
                 tell.send_replace(status.sequence);
             }
@@ -524,6 +605,10 @@ impl Machine for VmmMachine {
 
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), Refused>> {
         self.act(control).boxed()
+    }
+
+    fn suspend<'a>(&'a self, into: &'a Path, memory: MiB) -> BoxFuture<'a, Result<(), Refused>> {
+        self.write_out(into, memory).boxed()
     }
 
     fn figures(&self) -> BoxFuture<'_, Result<Figures, Refused>> {

@@ -1,7 +1,7 @@
 //! The task that owns one server: looks, asks the plan, does one step, and again.
 
 use super::plan::{self, Act, Asked, Device, Now, Stop, View};
-use super::record::{Down, Record, Run};
+use super::record::{Down, Record, Run, suspended};
 use super::wanted::Wanted;
 use crate::hypervisor::{Adopted, Control, End, How, Hypervisor, Kind, Life, Machine, Plan, Seat};
 use crate::{cgroup, durable, fault, process};
@@ -194,6 +194,12 @@ impl Driver {
             }
             Run::Up { kind } => self.adopt(kind, pids, &wanted, false).await?,
         }
+        if self.now != Now::Down(Down::Suspended) {
+            // Left by a suspension that was cut short, or by a machine that went on from it.
+            for dir in [suspended(&self.seat), suspended(&self.seat).with_extension("new")] {
+                durable::remove_dir(&dir).map_err(|error| self.disk_trouble(&error))?;
+            }
+        }
         if let Now::Down(down) = &self.now
             && self.machine.is_none()
         {
@@ -304,6 +310,11 @@ impl Driver {
             machine.kill().await;
         }
         fault::point("killed the machine");
+        if down != Down::Suspended
+            && let Err(error) = durable::remove_dir(&suspended(&self.seat))
+        {
+            tracing::warn!(server = %self.seat.id, %error, "cannot remove what was suspended");
+        }
         self.now = Now::Down(down);
         self.stop = None;
         self.asked.clear();
@@ -359,6 +370,7 @@ impl Driver {
                 Ok(())
             }
             Act::Control(control) => self.control(control).await,
+            Act::Suspend => self.suspend().await,
             Act::Settle => {
                 let generation = self.wanted.borrow().generation;
                 self.record.settled = generation;
@@ -378,6 +390,12 @@ impl Driver {
         let kind = self.fleet.chosen;
         let hypervisor = self.fleet.of(kind)?;
         self.kind = kind;
+        let kept = suspended(&self.seat);
+        // A reboot is a wish for a fresh start.
+        let goes_on = self.now == Now::Down(Down::Suspended) && wanted.reboots.count <= self.record.reboots;
+        if !goes_on {
+            durable::remove_dir(&kept).map_err(|error| self.disk_trouble(&error))?;
+        }
         // Words of an earlier machine must not be taken for the new one's.
         durable::remove_dir(&self.seat.run).map_err(|error| self.disk_trouble(&error))?;
         self.record.run = Run::Starting { kind, reboots: wanted.reboots.count };
@@ -392,6 +410,7 @@ impl Driver {
             seat: self.seat.clone(),
             spec: wanted.spec.clone(),
             paused: wanted.power == Power::Paused,
+            restore: goes_on.then(|| kept.clone()),
         };
         let started = hypervisor.start(plan).await;
         fault::point("started");
@@ -406,14 +425,51 @@ impl Driver {
                 self.record.run = Run::Up { kind };
                 self.record.fault = None;
                 self.failed = None;
-                self.keep()
+                self.keep()?;
+                fault::point("up");
+                // What it went on from must never be gone on from again; it has its own hold on the memory.
+                durable::remove_dir(&kept).map_err(|error| self.disk_trouble(&error))
             }
             Err(refused) => {
-                self.now = Now::Down(Down::Off);
-                self.record.run = Run::Down(Down::Off);
+                // What was suspended is still there, for another try.
+                let down = if goes_on { Down::Suspended } else { Down::Off };
+                self.now = Now::Down(down.clone());
+                self.record.run = Run::Down(down);
                 Err(refused)
             }
         }
+    }
+
+    /// Writes the machine's memory into a file, and ends it. The file gets its name when it is whole; until the record
+    /// says so, it is not what the server is.
+    async fn suspend(&mut self) -> Result<(), Refused> {
+        let Some(machine) = &self.machine else { return Ok(()) };
+        let (kept, new) = (suspended(&self.seat), suspended(&self.seat).with_extension("new"));
+        let begun = durable::remove_dir(&new)
+            .and_then(|()| durable::remove_dir(&kept))
+            .and_then(|()| std::fs::create_dir(&new));
+        begun.map_err(|error| self.disk_trouble(&error))?;
+        fault::point("about to suspend");
+        let memory = self.wanted.borrow().spec.memory;
+        if let Err(refused) = machine.suspend(&new, memory).await {
+            let _ = durable::remove_dir(&new);
+            // It is to be what it was.
+            machine.control(Control::Resume).await?;
+            return Err(refused);
+        }
+        fault::point("wrote the memory");
+        let named = std::fs::rename(&new, &kept).and_then(|()| durable::sync_parent(&kept));
+        named.map_err(|error| self.disk_trouble(&error))?;
+        fault::point("named the memory");
+        // Unlike any other end, this one must be known before the machine is killed: its memory would be lost.
+        let before = std::mem::replace(&mut self.record.run, Run::Down(Down::Suspended));
+        if let Err(refused) = self.record.write(&self.seat).map_err(|error| self.disk_trouble(&error)) {
+            self.record.run = before;
+            machine.control(Control::Resume).await?;
+            return Err(refused);
+        }
+        self.go_down(Down::Suspended).await;
+        Ok(())
     }
 
     async fn control(&mut self, control: Control) -> Result<(), Refused> {
@@ -523,7 +579,9 @@ impl Driver {
         };
         let crash = match &self.now {
             Now::Down(Down::Crashed { fault }) => Some(fault.clone()),
-            Now::Down(Down::Off | Down::Guest | Down::Restart) | Now::Up(_) | Now::Mute => None,
+            Now::Down(Down::Off | Down::Guest | Down::Suspended | Down::Restart) | Now::Up(_) | Now::Mute => {
+                None
+            }
         };
         let new = Observed {
             id: self.seat.id,
@@ -594,7 +652,9 @@ impl Driver {
             fault::point("removed the run directory");
             for entry in std::fs::read_dir(&seat.state)? {
                 let path = entry?.path();
-                if path != wanted {
+                if path.is_dir() {
+                    durable::remove_dir(&path)?;
+                } else if path != wanted {
                     durable::remove_file(&path)?;
                 }
             }

@@ -106,6 +106,8 @@ pub enum Act {
     },
     /// Do this to the machine.
     Control(Control),
+    /// Write its memory into a file, and end it.
+    Suspend,
     /// The wanted state is reached.
     Settle,
     /// The wanted state cannot be reached, for this reason.
@@ -127,19 +129,34 @@ pub fn next(view: &View<'_>, now: Instant) -> Act {
     }
     match view.wanted.power {
         Power::Off { grace_secs } => match view.now {
+            // Its memory is not wanted any longer.
+            Now::Down(Down::Suspended) => Act::Kill { restart: false },
             Now::Down(_) => rest(view),
             Now::Mute => Act::Kill { restart: false },
             Now::Up(status) => end_softly(view, status, grace_secs, false, now),
         },
-        Power::On | Power::Paused => match view.now {
+        Power::On | Power::Paused | Power::Suspended => match view.now {
+            Now::Down(Down::Suspended) if view.wanted.power == Power::Suspended && !rebooting(view) => {
+                rest(view)
+            }
+            // There is nothing to suspend of a machine that is off.
+            Now::Down(Down::Off | Down::Guest | Down::Crashed { .. })
+                if view.wanted.power == Power::Suspended && !rebooting(view) =>
+            {
+                rest(view)
+            }
             Now::Down(down) => when_down(view, down, now),
             Now::Mute => Act::Wait(Some(now + Duration::from_secs(2))),
-            Now::Up(status) if view.wanted.reboots.count > view.reboots => {
+            Now::Up(status) if rebooting(view) => {
                 end_softly(view, status, view.wanted.reboots.grace_secs, true, now)
             }
             Now::Up(status) => when_up(view, status, now),
         },
     }
+}
+
+fn rebooting(view: &View<'_>) -> bool {
+    view.wanted.reboots.count > view.reboots
 }
 
 fn end_softly(view: &View<'_>, status: &Status, grace_secs: u32, restart: bool, now: Instant) -> Act {
@@ -164,8 +181,8 @@ fn when_down(view: &View<'_>, down: &Down, now: Instant) -> Act {
             Some(at) if at > now => Act::Wait(Some(at)),
             Some(_) | None => Act::Start,
         },
-        Down::Off | Down::Guest | Down::Crashed { .. } if asked && !tried => Act::Start,
-        Down::Off | Down::Guest | Down::Crashed { .. } => rest(view),
+        Down::Off | Down::Guest | Down::Suspended | Down::Crashed { .. } if asked && !tried => Act::Start,
+        Down::Off | Down::Guest | Down::Suspended | Down::Crashed { .. } => rest(view),
     }
 }
 
@@ -179,7 +196,7 @@ fn rest(view: &View<'_>) -> Act {
 
 fn when_up(view: &View<'_>, status: &Status, now: Instant) -> Act {
     let wants_pause = view.wanted.power == Power::Paused;
-    if !wants_pause && status.life == Life::Paused {
+    if view.wanted.power == Power::On && status.life == Life::Paused {
         if status.bitten && view.settled >= view.wanted.generation {
             // Its watchdog stopped it, as was asked for: it goes on when its owner says so.
             return Act::Wait(None);
@@ -191,6 +208,9 @@ fn when_up(view: &View<'_>, status: &Status, now: Instant) -> Act {
     }
     if let Some(act) = devices(view, status, now) {
         return act;
+    }
+    if view.wanted.power == Power::Suspended {
+        return Act::Suspend;
     }
     if wants_pause && status.life == Life::Running {
         return Act::Control(Control::Pause);
@@ -346,6 +366,7 @@ pub fn power_now(now: &Now) -> PowerNow {
         // A guest in the middle of its restart is up for its user.
         Now::Down(Down::Restart) => PowerNow::Running,
         Now::Down(Down::Off | Down::Guest) => PowerNow::Off,
+        Now::Down(Down::Suspended) => PowerNow::Suspended,
         Now::Down(Down::Crashed { .. }) => PowerNow::Crashed,
     }
 }

@@ -213,6 +213,26 @@ fn a_guest_that_its_watchdog_stopped_waits_for_its_owner() {
 }
 
 #[test]
+fn a_suspended_machine_has_its_devices_and_goes_on_or_not_as_is_wanted() {
+    let at = Instant::now();
+    let mut carried = Carried::new(wanted(2, Power::Suspended, &["a", "b"]), up(&["a"], Life::Running));
+    assert_eq!(carried.next(at), Act::Control(Control::PlugDisk(disk("b"))));
+    carried.now = up(&["a", "b"], Life::Running);
+    assert_eq!(carried.next(at), Act::Suspend);
+    carried.failed = Some(2);
+    assert_eq!(carried.next(at), Act::Wait(None), "it runs on");
+    carried.now = Now::Down(Down::Suspended);
+    carried.failed = None;
+    assert_eq!(carried.next(at), Act::Settle);
+    carried.wanted.power = Power::Off { grace_secs: 60 };
+    assert_eq!(carried.next(at), Act::Kill { restart: false }, "its memory goes");
+    carried.wanted.power = Power::On;
+    assert_eq!(carried.next(at), Act::Start);
+    carried.failed = Some(2);
+    assert_eq!(carried.next(at), Act::Wait(None), "another try is its owner's wish");
+}
+
+#[test]
 fn a_guest_that_hangs_is_started_again_unless_its_owner_wants_it_off() {
     let end = End { how: How::Watchdog, detail: String::new() };
     let mut on = wanted(1, Power::On, &["a"]);
@@ -260,6 +280,7 @@ fn any_power() -> impl Strategy<Value = Power> {
     prop_oneof![
         Just(Power::On),
         Just(Power::Paused),
+        Just(Power::Suspended),
         (0..3u32).prop_map(|grace_secs| Power::Off { grace_secs }),
     ]
 }
@@ -315,6 +336,7 @@ fn obey(carried: &mut Carried, act: Act, deaf: bool, clock: &mut Instant) {
                 | Control::LimitNic(..) => panic!("{control:?} was not expected"),
             }
         }
+        Act::Suspend => carried.now = Now::Down(Down::Suspended),
         Act::Settle => carried.settled = carried.wanted.generation.0,
         Act::Fail(_) => {
             carried.settled = carried.wanted.generation.0;
@@ -353,7 +375,7 @@ proptest::proptest! {
                 continue;
             }
             match (&carried.now, power) {
-                (Now::Down(_), Power::Off { .. }) => (),
+                (Now::Down(_), Power::Off { .. } | Power::Suspended) => (),
                 (Now::Up(status), Power::On | Power::Paused) => {
                     let life = if power == Power::On { Life::Running } else { Life::Paused };
                     proptest::prop_assert_eq!(&status.life, &life);

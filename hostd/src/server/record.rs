@@ -68,6 +68,8 @@ pub enum Down {
         /// How, and what to do.
         fault: String,
     },
+    /// Its memory is in [`suspended`].
+    Suspended,
     /// It is to be started again at once.
     Restart,
 }
@@ -103,6 +105,12 @@ impl Record {
     pub fn write(&self, seat: &Seat) -> io::Result<()> {
         durable::write(&path(seat), self)
     }
+}
+
+/// Where a suspended server's memory is.
+#[must_use]
+pub fn suspended(seat: &Seat) -> PathBuf {
+    seat.state.join("suspended")
 }
 
 fn path(seat: &Seat) -> PathBuf {

@@ -64,6 +64,12 @@ async fn a_whole_life_survives_a_kill_at_every_step() {
         });
         let now = wish(lab, &paused).await;
         assert_eq!((now.power, now.disks.as_slice()), (PowerNow::Paused, ["root".to_owned()].as_slice()));
+        let suspended = next(&paused, |call| call.power = Power::Suspended);
+        let now = wish(lab, &suspended).await;
+        assert_eq!((now.power, now.disks.len()), (PowerNow::Suspended, 0));
+        let resumed = next(&suspended, |call| call.power = Power::On);
+        assert_eq!(wish(lab, &resumed).await.power, PowerNow::Running);
+        let paused = resumed;
         let rebooted = next(&paused, |call| {
             call.power = Power::On;
             call.reboots = Reboots { count: 1, grace_secs: 0 };

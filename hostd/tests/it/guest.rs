@@ -16,6 +16,8 @@ pub enum Manner {
     Resetting,
     /// Powers off by itself.
     PoweringOff,
+    /// Prints the letters from a to z, slowly, and then spins.
+    Counting,
     /// Starts the watchdog of our monitor and hangs.
     Hanging,
 }
@@ -30,6 +32,7 @@ pub fn kernel(dir: &Path, manner: Manner) -> PathBuf {
         Manner::Resetting => "resetting.elf",
         Manner::PoweringOff => "powering-off.elf",
         Manner::Hanging => "hanging.elf",
+        Manner::Counting => "counting.elf",
     });
     std::fs::write(&path, elf(&code(manner))).unwrap();
     path
@@ -56,6 +59,21 @@ fn code(manner: Manner) -> Vec<u8> {
         Manner::Resetting => {
             code.extend(out8(0x64, 0xfe));
             code.extend([0xeb, 0xfe]);
+        }
+        Manner::Counting => {
+            #[rustfmt::skip]
+            let count: [u8; 27] = [
+                0xb3, b'a',                         // mov bl, 'a'
+                0x66, 0xba, 0xf8, 0x03,             // next: mov dx, 0x3f8
+                0x88, 0xd8, 0xee,                   // mov al, bl; out dx, al
+                0xb9, 0x40, 0x0d, 0x03, 0x00,       // mov ecx, 200000
+                0x49, 0x75, 0xfd,                   // wait: dec ecx; jnz wait
+                0xfe, 0xc3,                         // inc bl
+                0x80, 0xfb, b'{',                   // cmp bl, 'z' + 1
+                0x75, 0xea,                         // jne next
+                0xeb, 0xfe, 0x90,                   // jmp $
+            ];
+            code.extend(count);
         }
         Manner::Hanging => {
             // One period to wait, then the switch.

@@ -81,6 +81,42 @@ async fn a_purge_ends_all_and_the_next_start_brings_back_what_should_run() {
     assert_eq!(lab.leftovers(), Vec::<String>::new());
 }
 
+#[tokio::test]
+async fn a_suspended_server_goes_on_after_a_restart_and_leaves_nothing() {
+    let mut lab = Lab::new("simulated", "");
+    lab.up().await;
+    let first = server(&lab.dir.path().join("none"), vec![lab.disk("root")], Vec::new());
+    lab.ensure(&first).await.unwrap();
+    let kept = lab.dir.path().join(format!("state/servers/{}/suspended", first.id));
+    let suspended = next(&first, |call| call.power = Power::Suspended);
+    let now = lab.ensure(&suspended).await.unwrap();
+    assert_eq!((now.power, now.fault), (PowerNow::Suspended, None));
+    assert!(kept.join("state").exists());
+    lab.kill();
+    lab.up().await;
+    lab.until(first.id, "suspended", |now| now.power == PowerNow::Suspended).await;
+    let resumed = next(&suspended, |call| call.power = Power::On);
+    assert_eq!(lab.ensure(&resumed).await.unwrap().power, PowerNow::Running);
+    assert!(!kept.exists(), "it must not be gone on from twice");
+    // Memory that is lost is a fault that names it, and a reboot starts the server anew.
+    let again = next(&resumed, |call| call.power = Power::Suspended);
+    lab.ensure(&again).await.unwrap();
+    std::fs::remove_file(kept.join("state")).unwrap();
+    let lost = next(&again, |call| call.power = Power::On);
+    let now = lab.ensure(&lost).await.unwrap();
+    assert!(now.power == PowerNow::Suspended && now.fault.is_some(), "{now:?}");
+    let rebooted = next(&lost, |call| call.reboots.count = 1);
+    let now = lab.ensure(&rebooted).await.unwrap();
+    assert_eq!((now.power, now.fault), (PowerNow::Running, None));
+    let off = next(&rebooted, |call| call.power = Power::Suspended);
+    lab.ensure(&off).await.unwrap();
+    let off = next(&off, |call| call.power = Power::Off { grace_secs: 0 });
+    assert_eq!(lab.ensure(&off).await.unwrap().power, PowerNow::Off);
+    assert!(!kept.exists());
+    lab.forget(first.id).await;
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
 #[test]
 fn a_configuration_that_cannot_work_ends_with_one_plain_line() {
     let lab = Lab::new("simulated", "guest_uid_first = 5");

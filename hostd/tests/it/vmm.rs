@@ -139,6 +139,31 @@ async fn a_guest_that_hangs_gets_what_its_owner_wants_and_figures_are_told() {
 }
 
 #[tokio::test]
+async fn a_suspended_guest_goes_on_where_it_was() {
+    let Some(mut lab) = lab("").await else { return };
+    let first = server(&kernel(lab.dir.path(), Manner::Counting), vec![lab.disk("root")], vec![lab.nic()]);
+    let id = first.id;
+    lab.ensure(&first).await.unwrap();
+    lab.console_has(id, "c", 1).await;
+    let suspended = next(&first, |call| call.power = Power::Suspended);
+    let now = lab.ensure(&suspended).await.unwrap();
+    assert_eq!((now.power, now.fault), (PowerNow::Suspended, None), "{}", lab.log());
+    assert!(lab.processes().is_empty());
+    lab.kill();
+    lab.up().await;
+    let resumed = next(&suspended, |call| call.power = Power::On);
+    let now = lab.ensure(&resumed).await.unwrap();
+    assert_eq!((now.power, now.fault, now.disks.len()), (PowerNow::Running, None, 1), "{}", lab.log());
+    // It prints each letter once: none is missing, and it did not begin again.
+    lab.console_has(id, "z", 1).await;
+    let said = lab.client.call(&wire::host::ReadConsole { id, lines: None }).await.unwrap();
+    let letters: String = ('a'..='z').collect();
+    assert_eq!(said, format!("up\n{letters}"));
+    lab.forget(id).await;
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn resets_are_followed_and_what_cannot_start_says_why() {
     let Some(mut lab) = lab("").await else { return };
     let resetting = server(&kernel(lab.dir.path(), Manner::Resetting), Vec::new(), Vec::new());

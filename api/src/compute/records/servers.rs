@@ -64,6 +64,8 @@ words! {
         Off = "off",
         /// Stopped in place.
         Paused = "paused",
+        /// Its memory in a file of the host.
+        Suspended = "suspended",
     }
 }
 
@@ -76,6 +78,8 @@ words! {
         Running = "running",
         /// Stopped in place.
         Paused = "paused",
+        /// Its memory in a file of the host.
+        Suspended = "suspended",
         /// Off.
         Off = "off",
         /// Crashed.
@@ -88,6 +92,7 @@ impl From<PowerNow> for Seen {
         match now {
             PowerNow::Running => Self::Running,
             PowerNow::Paused => Self::Paused,
+            PowerNow::Suspended => Self::Suspended,
             PowerNow::Off => Self::Off,
             PowerNow::Crashed => Self::Crashed,
         }
@@ -102,6 +107,7 @@ impl Wanted {
             Self::On => Power::On,
             Self::Off => Power::Off { grace_secs },
             Self::Paused => Power::Paused,
+            Self::Suspended => Power::Suspended,
         }
     }
 }
@@ -222,6 +228,9 @@ pub struct Body {
     /// What it was before its resize or rescue.
     #[serde(default)]
     pub aside: Option<Box<Shape>>,
+    /// The image that it is while it is shelved.
+    #[serde(default)]
+    pub shelved: Option<String>,
     /// The plug is pulled at once when it is to be off.
     #[serde(default)]
     pub hasty: bool,

@@ -17,6 +17,8 @@ pub enum Mode {
     Resized,
     /// It runs from another disk, its own beside it.
     Rescued,
+    /// It is an image, and nothing of it is on a host.
+    Offloaded,
 }
 
 impl Mode {
@@ -27,6 +29,7 @@ impl Mode {
             Self::Plain => "",
             Self::Resized => "resized",
             Self::Rescued => "rescued",
+            Self::Offloaded => "shelved_offloaded",
         }
     }
 
@@ -35,7 +38,7 @@ impl Mode {
     /// # Errors
     /// When there is none.
     pub fn parse(text: &str) -> Result<Self, StoreError> {
-        [Self::Plain, Self::Resized, Self::Rescued]
+        [Self::Plain, Self::Resized, Self::Rescued, Self::Offloaded]
             .into_iter()
             .find(|mode| mode.as_str() == text)
             .ok_or_else(|| StoreError::Shape(format!("'{text}' is no mode of a server")))

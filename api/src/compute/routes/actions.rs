@@ -51,6 +51,14 @@ pub fn operations() -> Vec<Operation<App>> {
             .name("servers:unpause")
             .body(schema::UNPAUSE)
             .summary("Resume a paused server"),
+        action("suspend", "os_compute_api:os-suspend-server:suspend", |call| act(call, Act::Suspend))
+            .name("servers:suspend")
+            .body(schema::SUSPEND)
+            .summary("Put a server's memory into a file and stop it"),
+        action("resume", "os_compute_api:os-suspend-server:resume", |call| act(call, Act::Resume))
+            .name("servers:resume")
+            .body(schema::RESUME)
+            .summary("Let a suspended server go on"),
         action("lock", "os_compute_api:os-lock-server:lock", |call| lock(call, true))
             .name("servers:lock")
             .body(schema::LOCK)
@@ -106,7 +114,7 @@ async fn create_image(call: Call<App>) -> Outcome {
     let server = rules::find(&call).await?;
     let (app, id) = (&call.app, server.id);
     let state = rules::state_of(&app.store, &server).await?;
-    let allowed = [Vm::Active, Vm::Stopped, Vm::Paused];
+    let allowed = [Vm::Active, Vm::Stopped, Vm::Paused, Vm::Suspended];
     check(&server, state, "createImage", &allowed, &call.caller)?;
     if server.body.disks.root.is_none() {
         return Err(Fault::bad_request(

@@ -270,6 +270,8 @@ fn action_names(task: &TaskView) -> (&'static str, &'static str) {
         "compute.detach-volume" => ("detach_volume", "compute_detach_volume"),
         "compute.attach-interface" => ("attach_interface", "compute_attach_interface"),
         "compute.detach-interface" => ("detach_interface", "compute_detach_interface"),
+        "compute.shelve-server" => ("shelve", "compute_shelve_instance"),
+        "compute.unshelve-server" => ("unshelve", "compute_unshelve_instance"),
         "compute.confirm-resize" => ("confirmResize", "compute_confirm_resize"),
         "compute.remake-server" => match task.step["plan"]["what"].as_str().unwrap_or_default() {
             "rebuild" => ("rebuild", "compute_rebuild_instance"),
@@ -283,6 +285,8 @@ fn action_names(task: &TaskView) -> (&'static str, &'static str) {
             "stop" => ("stop", "compute_stop_instance"),
             "pause" => ("pause", "compute_pause_instance"),
             "unpause" => ("unpause", "compute_unpause_instance"),
+            "suspend" => ("suspend", "compute_suspend_instance"),
+            "resume" => ("resume", "compute_resume_instance"),
             _ => ("reboot", "compute_reboot_instance"),
         },
     }

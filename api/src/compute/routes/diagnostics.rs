@@ -29,7 +29,9 @@ async fn show(call: Call<App>) -> Outcome {
     let state = rules::state_of(&call.app.store, &server).await?;
     match server.observed {
         Seen::Running | Seen::Paused => {}
-        Seen::Nothing | Seen::Off | Seen::Crashed => return Err(no(&format!("power state {}", state.power))),
+        Seen::Nothing | Seen::Suspended | Seen::Off | Seen::Crashed => {
+            return Err(no(&format!("power state {}", state.power)));
+        }
     }
     let figures = match call.app.host.call(&ReadFigures { id: server.id }).await {
         Ok(figures) => figures,

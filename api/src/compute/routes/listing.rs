@@ -135,9 +135,11 @@ const BUILDING: &str = "(lifecycle = 'building' OR (lifecycle = 'deleting' AND l
 const ACTIVE: &str = "(lifecycle IN ('ready', 'deleting') AND launched_at IS NOT NULL AND mode = '' AND observed IN ('running', 'nothing'))";
 const PAUSED: &str =
     "(lifecycle IN ('ready', 'deleting') AND launched_at IS NOT NULL AND mode = '' AND observed = 'paused')";
+const SUSPENDED: &str = "(lifecycle IN ('ready', 'deleting') AND launched_at IS NOT NULL AND mode = '' AND observed = 'suspended')";
 const STOPPED: &str = "(lifecycle IN ('ready', 'deleting') AND launched_at IS NOT NULL AND mode = '' AND observed IN ('off', 'crashed'))";
 const RESIZED: &str = "(lifecycle IN ('ready', 'deleting') AND mode = 'resized')";
 const RESCUED: &str = "(lifecycle IN ('ready', 'deleting') AND mode = 'rescued')";
+const OFFLOADED: &str = "(lifecycle IN ('ready', 'deleting') AND mode = 'shelved_offloaded')";
 const ERROR: &str = "lifecycle = 'failed'";
 const NONE: &str = "1 = 0";
 
@@ -162,10 +164,12 @@ async fn by_status(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
             "ACTIVE" => ACTIVE,
             "SHUTOFF" => STOPPED,
             "PAUSED" => PAUSED,
+            "SUSPENDED" => SUSPENDED,
             "ERROR" => ERROR,
             "BUILD" => BUILDING,
             "VERIFY_RESIZE" => RESIZED,
             "RESCUE" => RESCUED,
+            "SHELVED_OFFLOADED" => OFFLOADED,
             "REBUILD" => {
                 rebooting.extend(["rebuilding", "rebuild_block_device_mapping", "rebuild_spawning"]);
                 NONE
@@ -187,8 +191,7 @@ async fn by_status(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
                 NONE
             }
             // Upstream's other states do not happen here.
-            "DELETED" | "SOFT_DELETED" | "SUSPENDED" | "MIGRATING" | "SHELVED" | "SHELVED_OFFLOADED"
-            | "PASSWORD" | "UNKNOWN" => NONE,
+            "DELETED" | "SOFT_DELETED" | "MIGRATING" | "SHELVED" | "PASSWORD" | "UNKNOWN" => NONE,
             _ if call.version >= micro::STATUS_CHECKED => {
                 return Err(Fault::bad_request("Invalid status value"));
             }
@@ -210,9 +213,11 @@ async fn by_states(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
             "building" => BUILDING,
             "active" => ACTIVE,
             "paused" => PAUSED,
+            "suspended" => SUSPENDED,
             "stopped" => STOPPED,
             "resized" => RESIZED,
             "rescued" => RESCUED,
+            "shelved_offloaded" => OFFLOADED,
             "error" => ERROR,
             _ => NONE,
         })
@@ -230,7 +235,7 @@ async fn by_states(call: &Call<App>, select: &mut Where) -> Result<(), Fault> {
             0 => "observed = 'nothing'",
             1 => "observed = 'running'",
             3 => "observed = 'paused'",
-            4 => "observed = 'off'",
+            4 => "observed IN ('off', 'suspended')",
             6 => "observed = 'crashed'",
             _ => NONE,
         });

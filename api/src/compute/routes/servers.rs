@@ -270,20 +270,23 @@ async fn update(call: Call<App>) -> Outcome {
     })
     .await?;
     let mut shown = whole(&call, server).await?;
-    if call.version < micro::STRICT
-        && let Some(map) = shown["server"].as_object_mut()
-    {
-        // Before 2.75 an update answers without the extensions' fields.
-        map.retain(|name, _| {
-            !(name.starts_with("OS-EXT")
-                || name.starts_with("OS-SRV")
-                || matches!(
-                    name.as_str(),
-                    "config_drive" | "key_name" | "security_groups" | "os-extended-volumes:volumes_attached"
-                ))
-        });
+    if call.version < micro::STRICT {
+        plain(&mut shown["server"]);
     }
     Ok(Reply::json(200, shown))
+}
+
+/// Before 2.75 an update, and a rebuild, answer without the extensions' fields.
+pub(super) fn plain(server: &mut Value) {
+    let Some(map) = server.as_object_mut() else { return };
+    map.retain(|name, _| {
+        !(name.starts_with("OS-EXT")
+            || name.starts_with("OS-SRV")
+            || matches!(
+                name.as_str(),
+                "config_drive" | "key_name" | "security_groups" | "os-extended-volumes:volumes_attached"
+            ))
+    });
 }
 
 async fn delete(call: Call<App>) -> Outcome {

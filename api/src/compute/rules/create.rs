@@ -502,6 +502,7 @@ pub async fn create(call: &Call<App>) -> Result<Created, Fault> {
                 access_ipv4,
                 access_ipv6,
                 aside: None,
+                shelved: None,
                 hasty: false,
             },
         })

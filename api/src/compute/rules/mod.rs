@@ -6,6 +6,7 @@ pub mod network;
 pub mod placing;
 pub mod power;
 pub mod remake;
+pub mod shelving;
 
 use super::neighbours::volume;
 use super::records::servers::{self, Server, VolumeRequest, VolumeSource};

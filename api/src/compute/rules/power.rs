@@ -14,15 +14,18 @@ fn allowed(act: Act) -> (&'static str, &'static [Vm]) {
         Act::Start => ("start", &[Vm::Stopped]),
         Act::Stop => ("stop", &[Vm::Active, Vm::Error]),
         Act::RebootSoft => ("reboot", &[Vm::Active]),
-        Act::RebootHard => ("reboot", &[Vm::Active, Vm::Stopped, Vm::Paused, Vm::Error]),
+        Act::RebootHard => ("reboot", &[Vm::Active, Vm::Stopped, Vm::Paused, Vm::Suspended, Vm::Error]),
         Act::Pause => ("pause", &[Vm::Active]),
         Act::Unpause => ("unpause", &[Vm::Paused]),
+        Act::Suspend => ("suspend", &[Vm::Active]),
+        Act::Resume => ("resume", &[Vm::Suspended]),
     }
 }
 
 fn want(server: &mut Server, act: Act) {
     match act {
-        Act::Start | Act::Unpause => server.power = Wanted::On,
+        Act::Start | Act::Unpause | Act::Resume => server.power = Wanted::On,
+        Act::Suspend => server.power = Wanted::Suspended,
         Act::Stop => server.power = Wanted::Off,
         Act::Pause => server.power = Wanted::Paused,
         Act::RebootSoft | Act::RebootHard => {
@@ -49,6 +52,11 @@ pub async fn act(app: &App, caller: &Caller, id: ServerId, act: Act) -> Result<(
                 return Err(Fault::conflict(format!(
                     "Cannot '{name}' instance {id} while it is in vm_state {}",
                     state.vm.as_str()
+                )));
+            }
+            if act == Act::Suspend && server.body.hypervisor == "qemu" {
+                return Err(Fault::conflict(format!(
+                    "Instance {id} cannot be suspended: its host emulates it in software. Pause it instead."
                 )));
             }
             want(&mut server, act);

@@ -267,7 +267,7 @@ impl Task for CreateServer {
                     PowerNow::Running => Ok(Next::Step(Self::Finish { server })),
                     // It ran and powered itself off already: that is the guest's own business.
                     PowerNow::Off => Ok(Next::Step(Self::Finish { server })),
-                    PowerNow::Paused => Ok(Next::Wait(Duration::from_millis(100))),
+                    PowerNow::Paused | PowerNow::Suspended => Ok(Next::Wait(Duration::from_millis(100))),
                     PowerNow::Crashed => Err(Stop::Fail("the machine crashed while it started".to_owned())),
                 },
             },

@@ -2,7 +2,7 @@
 
 use super::{attachment_subject, change, interface_subject, load, stop};
 use crate::app::App;
-use crate::compute::neighbours::network;
+use crate::compute::neighbours::{image, network};
 use crate::compute::records::{attachments, servers, shape};
 use crate::compute::rules::attach;
 use crate::placement;
@@ -89,6 +89,9 @@ impl Task for DeleteServer {
                 let row = load(app, *server).await?;
                 for disk in shape::disks(&row) {
                     app.block.call(&ForgetDisk { id: disk.id, by: app.cloud.asked() }).await?;
+                }
+                if let Some(id) = &row.body.shelved {
+                    image::remove(app, id).await.map_err(stop)?;
                 }
                 Ok(Next::Step(Self::Forget { server: *server }))
             }

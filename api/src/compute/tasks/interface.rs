@@ -57,7 +57,7 @@ async fn plugged(app: &App, server: ServerId, port: PortId, wanted: bool) -> Res
         Applied::Waiting => Ok(false),
         Applied::Failed(why) => Err(Stop::Fail(why)),
         Applied::Reached(observed) => match observed.power {
-            PowerNow::Off | PowerNow::Crashed => Ok(true),
+            PowerNow::Off | PowerNow::Suspended | PowerNow::Crashed => Ok(true),
             PowerNow::Running | PowerNow::Paused => Ok(observed.nics.contains(&port) == wanted),
         },
     }

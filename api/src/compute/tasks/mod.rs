@@ -6,6 +6,7 @@ mod image;
 mod interface;
 mod power;
 mod remake;
+mod shelve;
 mod volume;
 
 pub use create::{CreateServer, net_request};
@@ -14,6 +15,7 @@ pub use image::SnapshotServer;
 pub use interface::{AttachInterface, DetachInterface};
 pub use power::{Act, PowerServer};
 pub use remake::{ConfirmResize, Plan, Remake, What};
+pub use shelve::{Shelf, ShelveServer, UnshelveServer};
 pub use volume::{AttachVolume, DetachVolume};
 
 use super::records::attachments;
@@ -43,6 +45,8 @@ pub fn register(workers: Workers<App>) -> Workers<App> {
         .register::<SnapshotServer>()
         .register::<Remake>()
         .register::<ConfirmResize>()
+        .register::<ShelveServer>()
+        .register::<UnshelveServer>()
         .register::<AttachVolume>()
         .register::<DetachVolume>()
         .register::<AttachInterface>()

@@ -24,6 +24,10 @@ pub enum Act {
     Pause,
     /// `unpause`
     Unpause,
+    /// `suspend`
+    Suspend,
+    /// `resume`
+    Resume,
 }
 
 /// Brings a server into the wanted power state.
@@ -59,6 +63,7 @@ impl Task for PowerServer {
             server.power = match server.observed {
                 Seen::Running => Wanted::On,
                 Seen::Paused => Wanted::Paused,
+                Seen::Suspended => Wanted::Suspended,
                 Seen::Off | Seen::Crashed => Wanted::Off,
                 Seen::Nothing => return,
             };

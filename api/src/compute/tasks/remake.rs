@@ -118,7 +118,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 /// Switches a server off in the row, unless it is. Only a resize waits for the guest to shut itself down: the others
 /// take its disk away, or come from a guest that nobody wants.
-async fn want_off(app: &App, id: ServerId, hasty: bool) -> Result<(), Stop> {
+pub(super) async fn want_off(app: &App, id: ServerId, hasty: bool) -> Result<(), Stop> {
     change(app, id, |server| {
         if server.power != Wanted::Off || server.body.hasty != hasty {
             server.power = Wanted::Off;
@@ -130,20 +130,20 @@ async fn want_off(app: &App, id: ServerId, hasty: bool) -> Result<(), Stop> {
     Ok(())
 }
 
-fn want(server: &mut Server, run: bool) {
+pub(super) fn want(server: &mut Server, run: bool) {
     server.power = if run { Wanted::On } else { Wanted::Off };
     server.body.hasty = false;
     server.generation += 1;
 }
 
 /// Whether the machine is off now.
-async fn is_off(app: &App, id: ServerId) -> Result<bool, Stop> {
+pub(super) async fn is_off(app: &App, id: ServerId) -> Result<bool, Stop> {
     match apply(app, id).await? {
         Applied::Waiting => Ok(false),
         Applied::Failed(why) => Err(Stop::Fail(why)),
         Applied::Reached(observed) => match observed.power {
             PowerNow::Off | PowerNow::Crashed => Ok(true),
-            PowerNow::Running | PowerNow::Paused => Ok(false),
+            PowerNow::Running | PowerNow::Paused | PowerNow::Suspended => Ok(false),
         },
     }
 }
@@ -242,7 +242,7 @@ impl Task for Remake {
                 Applied::Failed(why) => Err(Stop::Fail(why)),
                 Applied::Reached(observed) => match observed.power {
                     PowerNow::Crashed => Err(Stop::Fail("the machine crashed while it started".to_owned())),
-                    PowerNow::Running | PowerNow::Off | PowerNow::Paused => {
+                    PowerNow::Running | PowerNow::Off | PowerNow::Paused | PowerNow::Suspended => {
                         step(|server, plan| Self::Clean { server, plan }, plan.clone())
                     }
                 },

@@ -99,7 +99,7 @@ async fn plugged(app: &App, server: ServerId, key: &str, wanted: bool) -> Result
         Applied::Waiting => Ok(false),
         Applied::Failed(why) => Err(Stop::Fail(why)),
         Applied::Reached(observed) => match observed.power {
-            PowerNow::Off | PowerNow::Crashed => Ok(true),
+            PowerNow::Off | PowerNow::Suspended | PowerNow::Crashed => Ok(true),
             PowerNow::Running | PowerNow::Paused => {
                 Ok(observed.disks.iter().any(|disk| disk == key) == wanted)
             }

@@ -37,6 +37,8 @@ async fn a_server_lives_from_create_to_delete() {
             (json!({"os-start": null}), "ACTIVE"),
             (json!({"pause": null}), "PAUSED"),
             (json!({"unpause": null}), "ACTIVE"),
+            (json!({"suspend": null}), "SUSPENDED"),
+            (json!({"resume": null}), "ACTIVE"),
             (json!({"reboot": {"type": "HARD"}}), "ACTIVE"),
         ] {
             world.act(&id, action.clone()).await;
@@ -72,7 +74,10 @@ async fn a_server_lives_from_create_to_delete() {
             .iter()
             .map(|it| it["action"].as_str().unwrap())
             .collect();
-        assert_eq!(names, ["createImage", "reboot", "unpause", "pause", "start", "stop", "create"]);
+        assert_eq!(
+            names,
+            ["createImage", "reboot", "resume", "suspend", "unpause", "pause", "start", "stop", "create"]
+        );
 
         assert_eq!(world.call("DELETE", &format!("/servers/{id}"), None).await.status, 204);
         world.drain().await;

@@ -136,6 +136,47 @@ async fn a_rescued_server_has_its_own_disk_beside_another() {
     assert_eq!(world.has.lock().unwrap().disks.len(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shelved_server_is_an_image_until_it_comes_back() {
+    let world = World::on(sqlite().await).await;
+    let id = world.server().await;
+    let images = async || {
+        let sql = "SELECT id FROM image_images WHERE name = 'one-shelved'";
+        world.cloud.app.store.rows(Sql::from(sql), Vec::new()).await.unwrap().len()
+    };
+    let addresses = world.show(&id).await["addresses"].clone();
+    let mut deaths = 0;
+    for point in points(5) {
+        assert_eq!(ask(&world, &id, json!({"shelve": null})).await.status, 202, "{point:?}");
+        deaths += usize::from(crash(&world, point).await);
+        let shown = world.show(&id).await;
+        assert_eq!(shown["status"], "SHELVED_OFFLOADED", "{point:?}: {shown}");
+        assert_eq!((used(&world, "VCPU").await, images().await), (0, 1), "{point:?}");
+        crate::compute::reconcile::settle(&world.cloud.app).await.unwrap();
+        {
+            let has = world.has.lock().unwrap();
+            assert!(has.servers.is_empty() && has.disks.is_empty() && has.snapshots.is_empty(), "{point:?}");
+        }
+        assert_eq!(ask(&world, &id, json!({"os-start": null})).await.status, 409);
+        assert_eq!(ask(&world, &id, json!({"unshelve": null})).await.status, 202, "{point:?}");
+        deaths += usize::from(crash(&world, point).await);
+        let shown = world.show(&id).await;
+        assert_eq!(
+            (&shown["status"], &shown["addresses"]),
+            (&json!("ACTIVE"), &addresses),
+            "{point:?}: {shown}"
+        );
+        assert_eq!((used(&world, "VCPU").await, images().await), (1, 0), "{point:?}");
+        assert_eq!((disks(&world).len(), world.has.lock().unwrap().disks.len()), (1, 1), "{point:?}");
+    }
+    assert!(deaths >= 27, "each point of five steps and of four was met, not {deaths}");
+    assert_eq!(ask(&world, &id, json!({"shelve": null})).await.status, 202);
+    world.drain().await;
+    assert_eq!(world.call("DELETE", &format!("/servers/{id}"), None).await.status, 204);
+    world.drain().await;
+    assert_eq!((world.leftovers(&[]).await, images().await), (Vec::new(), 0));
+}
+
 #[tokio::test]
 async fn what_fails_brings_the_old_server_back() {
     let world = World::on(sqlite().await).await;

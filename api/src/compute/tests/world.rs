@@ -84,6 +84,7 @@ fn host(has: &Arc<Mutex<Has>>) -> Router {
                     Power::On => PowerNow::Running,
                     Power::Off { .. } => PowerNow::Off,
                     Power::Paused => PowerNow::Paused,
+                    Power::Suspended => PowerNow::Suspended,
                 };
                 let large = has.fault_above.is_some_and(|most| call.spec.memory.0 > most);
                 let large = large && matches!(call.power, Power::On);

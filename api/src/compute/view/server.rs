@@ -208,7 +208,17 @@ pub fn detail(shown: &Shown, call: &Call<App>) -> Value {
                     "message": fault.message});
             }
         }
-        (Vm::Building | Vm::Active | Vm::Paused | Vm::Stopped | Vm::Resized | Vm::Rescued, _) => (),
+        (
+            Vm::Building
+            | Vm::Active
+            | Vm::Paused
+            | Vm::Suspended
+            | Vm::Stopped
+            | Vm::Resized
+            | Vm::Rescued
+            | Vm::Offloaded,
+            _,
+        ) => (),
     }
     attributes(it, call, &mut out);
     out

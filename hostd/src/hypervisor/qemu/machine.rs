@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -479,6 +480,12 @@ impl Machine for QemuMachine {
 
     fn control(&self, control: Control) -> BoxFuture<'_, Result<(), Refused>> {
         self.act(control).boxed()
+    }
+
+    fn suspend<'a>(&'a self, _into: &'a Path, _memory: MiB) -> BoxFuture<'a, Result<(), Refused>> {
+        let refused = Refused::invalid("a server that QEMU emulates cannot be suspended")
+            .remedy("pause it, or run the host with hardware virtualisation");
+        futures::future::ready(Err(refused)).boxed()
     }
 
     fn figures(&self) -> BoxFuture<'_, Result<Figures, Refused>> {

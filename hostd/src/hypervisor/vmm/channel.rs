@@ -27,12 +27,11 @@ impl Channel {
     ///
     /// # Errors
     /// What the kernel says; `UnexpectedEof` when the monitor closed the connection.
-    pub async fn exchange(&self, call: &MachineCall, fd: Option<BorrowedFd<'_>>) -> io::Result<MachineReply> {
+    pub async fn exchange(&self, call: &MachineCall, fds: &[BorrowedFd<'_>]) -> io::Result<MachineReply> {
         let bytes = serde_json::to_vec(call)?;
-        let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
         loop {
             let mut ready = self.0.writable().await?;
-            if let Ok(sent) = ready.try_io(|socket| fdpass::send(socket.as_fd(), &bytes, &fds)) {
+            if let Ok(sent) = ready.try_io(|socket| fdpass::send(socket.as_fd(), &bytes, fds)) {
                 sent?;
                 break;
             }
