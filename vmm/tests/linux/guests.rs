@@ -413,6 +413,9 @@ fn monitors_are_measured() {
         }
         for (monitor, command) in &mut both {
             if there || *monitor == "ours" {
+                // Who waits for this outside should see that something happens.
+                let mut console = File::options().write(true).open("/dev/console").unwrap();
+                writeln!(console, "turn {turn} of {monitor}").unwrap();
                 measured(monitor, command, boot);
             }
         }
