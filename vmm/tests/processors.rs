@@ -45,7 +45,9 @@ fn guest() -> Vec<u8> {
     let asm = heard(asm, ASKED_BACK).print(" asked ").until(1, |asm| asm.in32(0x610));
     // The first one stays, and what is not there cannot be ejected.
     let asm = asm.out32(EJECT, 0b1101).out32(EJECT + 4, u32::MAX);
-    let asm = asm.print(" two ").until(8, |asm| asm.in32(0x610)).in32(CAME).print_eax();
+    // The guest looks at once whether they went.
+    let asm =
+        asm.in32(THERE).print_eax().print(" two ").until(8, |asm| asm.in32(0x610)).in32(CAME).print_eax();
     start(asm, 2, 1).print(" again").power_off().elf()
 }
 
@@ -100,7 +102,35 @@ fn processors_come_and_go() {
     guest.done(&MachineCall::Resume);
     let (_, end) = guest.wait_end();
     assert_eq!(end.unwrap().reason, EndReason::PowerButton, "{}", guest.log());
-    assert_eq!(guest.console(), format!(" two {} again", printed(0b1100)));
+    assert_eq!(guest.console(), format!("{} two {} again", printed(0b11), printed(0b1100)));
+}
+
+#[test]
+fn the_last_wish_for_processors_counts() {
+    if !kvm() {
+        return;
+    }
+    let asm = Asm::new().print("ready").until(8, |asm| asm.in32(0x610)).in32(ASKED_BACK).print_eax();
+    let asm = asm.until(1, |asm| asm.in32(0x610)).out32(EJECT, 0b1100).print(" ejected");
+    let asm = heard(asm, CAME).print(" back").until(1, |asm| asm.in32(0x610)).in32(ASKED_BACK).print_eax();
+    let mut guest = Guest::start(Plan { vcpus: 4, max_vcpus: Some(5), ..Plan::new(asm.power_off().elf()) });
+    guest.wait_console("ready");
+    guest.done(&MachineCall::PlugVcpus { count: 2 });
+    guest.wait_console(&printed(0b1100));
+    // It has read that it is to give them back, and gives them back all the same.
+    guest.done(&MachineCall::PlugVcpus { count: 4 });
+    guest.done(&MachineCall::PowerButton);
+    guest.wait_console(" back");
+    vcpus(&guest, 4);
+    // Asked for and not wanted any more, before it has read it.
+    guest.done(&MachineCall::PlugVcpus { count: 2 });
+    guest.done(&MachineCall::PlugVcpus { count: 4 });
+    guest.done(&MachineCall::PowerButton);
+    let (_, end) = guest.wait_end();
+    assert_eq!(end.unwrap().reason, EndReason::PowerButton, "{}", guest.log());
+    let told =
+        [printed(0b1100), " ejected".into(), printed(0b1100), printed(0b1111), " back".into(), printed(0)];
+    assert_eq!(guest.console(), format!("ready{}", told.concat()));
 }
 
 #[test]

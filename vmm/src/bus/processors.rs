@@ -7,6 +7,9 @@
 //! | +0x10 | 4 + 4 | those that are asked back, cleared by reading |
 //! | +0x18 | 4 + 4 | write: those that the guest ejects |
 //!
+//! An ejected processor is not there any more when the write returns: the guest looks next. Should more have been wanted meanwhile, the
+//! driver thread plugs it in again.
+//!
 //! A processor that is plugged in only does something once the guest starts it (`INIT`, start-up); one that was ejected does nothing
 //! more. The first one stays. KVM keeps a start-up that was sent to a processor before it came (a broadcast), and gives it then.
 
@@ -14,7 +17,7 @@ use super::power::Power;
 use crate::machine::signals::Signals;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Offset of the processors that are there.
 pub const THERE: u16 = 0;
@@ -34,6 +37,9 @@ pub struct ProcessorsState {
     pub came: u64,
     /// Those that are asked back, of which it has not read yet.
     pub asked_back: u64,
+    /// How many there are to be; `None` in snapshots of monitors that did not keep it.
+    #[serde(default)]
+    pub wanted: Option<u32>,
 }
 
 /// The registers.
@@ -43,6 +49,7 @@ pub struct Processors {
     there: AtomicU64,
     came: AtomicU64,
     asked_back: AtomicU64,
+    wanted: AtomicU32,
 }
 
 impl Processors {
@@ -50,7 +57,8 @@ impl Processors {
     #[must_use]
     pub fn new(there: u64, power: Arc<Power>, signals: Arc<Signals>) -> Self {
         let zero = || AtomicU64::new(0);
-        Self { power, signals, there: AtomicU64::new(there), came: zero(), asked_back: zero() }
+        let wanted = AtomicU32::new(there.count_ones());
+        Self { power, signals, there: AtomicU64::new(there), came: zero(), asked_back: zero(), wanted }
     }
 
     /// Their state.
@@ -60,6 +68,7 @@ impl Processors {
             there: self.there(),
             came: self.came.load(Ordering::SeqCst),
             asked_back: self.asked_back.load(Ordering::SeqCst),
+            wanted: Some(self.wanted()),
         }
     }
 
@@ -68,6 +77,18 @@ impl Processors {
         self.there.store(state.there | 1, Ordering::SeqCst);
         self.came.store(state.came, Ordering::SeqCst);
         self.asked_back.store(state.asked_back, Ordering::SeqCst);
+        self.wanted.store(state.wanted.unwrap_or(self.there().count_ones()), Ordering::SeqCst);
+    }
+
+    /// How many there are to be.
+    #[must_use]
+    pub fn wanted(&self) -> u32 {
+        self.wanted.load(Ordering::SeqCst)
+    }
+
+    /// Keeps how many there are to be.
+    pub fn want(&self, count: u32) {
+        self.wanted.store(count, Ordering::SeqCst);
     }
 
     /// The processors that are there, a bit each.
@@ -84,18 +105,22 @@ impl Processors {
         self.power.processors();
     }
 
-    /// Asks the guest for processors.
+    /// Asks the guest for these processors and no others.
     pub fn ask_back(&self, which: u64) {
-        self.asked_back.fetch_or(which, Ordering::SeqCst);
-        self.power.processors();
+        self.asked_back.store(which, Ordering::SeqCst);
+        if which != 0 {
+            self.power.processors();
+        }
     }
 
-    /// Processors went. Answers those of them that were there.
-    pub fn go(&self, which: u64) -> u64 {
+    /// Processors went.
+    fn go(&self, which: u64) {
         let which = which & !1;
         self.came.fetch_and(!which, Ordering::SeqCst);
         self.asked_back.fetch_and(!which, Ordering::SeqCst);
-        self.there.fetch_and(!which, Ordering::SeqCst) & which
+        if self.there.fetch_and(!which, Ordering::SeqCst) & which != 0 {
+            self.signals.processors_went();
+        }
     }
 
     /// Reads a register, at the offset from the first port. What is no register is all-ones.
@@ -117,8 +142,7 @@ impl Processors {
     /// Writes a register, at the offset from the first port.
     pub fn write(&self, offset: u16, data: &[u8]) {
         if let (EJECT, Ok(bytes)) = (offset & !4, <[u8; 4]>::try_from(data)) {
-            self.signals
-                .eject_processors(u64::from(u32::from_le_bytes(bytes)) << (u32::from(offset & 4) * 8));
+            self.go(u64::from(u32::from_le_bytes(bytes)) << (u32::from(offset & 4) * 8));
         }
     }
 }

@@ -188,7 +188,9 @@ impl Driver {
                 self.log(&trouble);
             }
             self.machine.slots.eject(ejected);
-            self.machine.eject_vcpus(self.machine.signals().take_processors());
+            if self.machine.signals().take_processors() {
+                self.machine.settle_vcpus();
+            }
             self.tend_transfer();
             self.machine.slow_down(self.transfer.as_ref().map_or(0, Transfer::throttle));
             self.announce();

@@ -487,6 +487,7 @@ impl Machine {
     /// Plugs vCPUs in until there are so many, or asks the guest for those above. Answers whether this machine can.
     pub fn plug_vcpus(&self, count: u32) -> bool {
         let Some(processors) = &self.bus.ports.processors else { return false };
+        processors.want(count);
         let there = processors.there();
         let bit = |index: u32| 1u64.checked_shl(index).unwrap_or(0);
         let have = there.count_ones();
@@ -500,18 +501,17 @@ impl Machine {
         let too_many = have.saturating_sub(count).try_into().unwrap_or(usize::MAX);
         let present = (1..self.vcpus()).rev().filter(|index| there & bit(*index) != 0);
         let back = present.take(too_many).fold(0, |set, index| set | bit(index));
-        if back != 0 {
-            processors.ask_back(back);
-        }
+        processors.ask_back(back);
         true
     }
 
-    /// The guest ejected these vCPUs: they do nothing more.
-    pub fn eject_vcpus(&self, which: u64) {
-        if let Some(processors) = &self.bus.ports.processors
-            && processors.go(which) != 0
-        {
-            self.vcpus.set_absent(!processors.there());
+    /// The guest ejected vCPUs: they do nothing more, unless they are wanted again by now.
+    pub fn settle_vcpus(&self) {
+        let Some(processors) = &self.bus.ports.processors else { return };
+        let there = processors.there();
+        self.vcpus.set_absent(!there);
+        if there.count_ones() < processors.wanted() {
+            self.plug_vcpus(processors.wanted());
         }
     }
 

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 use wire::machine::{EndReason, MachineEnd};
@@ -16,7 +16,7 @@ pub struct Signals {
     wake: EventFd,
     devices: AtomicU32,
     ejected: AtomicU32,
-    processors: AtomicU64,
+    processors: AtomicBool,
     panicked: AtomicBool,
     ended: AtomicBool,
     end: Mutex<Option<MachineEnd>>,
@@ -32,7 +32,7 @@ impl Signals {
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             devices: AtomicU32::new(0),
             ejected: AtomicU32::new(0),
-            processors: AtomicU64::new(0),
+            processors: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             end: Mutex::new(None),
@@ -64,16 +64,16 @@ impl Signals {
         self.wake();
     }
 
-    /// The guest ejected these processors.
-    pub fn eject_processors(&self, which: u64) {
-        self.processors.fetch_or(which, Ordering::SeqCst);
+    /// The guest ejected processors.
+    pub fn processors_went(&self) {
+        self.processors.store(true, Ordering::SeqCst);
         self.wake();
     }
 
-    /// Takes the processors that were ejected.
+    /// Takes whether it did.
     #[must_use]
-    pub fn take_processors(&self) -> u64 {
-        self.processors.swap(0, Ordering::SeqCst)
+    pub fn take_processors(&self) -> bool {
+        self.processors.swap(false, Ordering::SeqCst)
     }
 
     /// The guest's kernel says that it panicked.

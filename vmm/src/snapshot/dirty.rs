@@ -159,6 +159,13 @@ impl Log {
     /// What KVM says.
     pub fn collect(&mut self, vm: &VmFd, memory: &Memory) -> Result<Pages, SnapshotError> {
         let mut fresh = Pages::none(memory);
+        let told = Self::read(vm, memory, &mut fresh);
+        // What KVM has told it does not tell again, also when it fails at the next slot.
+        self.pages.add(&fresh);
+        told.map(|()| fresh)
+    }
+
+    fn read(vm: &VmFd, memory: &Memory, fresh: &mut Pages) -> Result<(), SnapshotError> {
         for (index, (slot, region)) in (0u32..).zip(memory.iter()).enumerate() {
             let length = usize::try_from(region.len()).unwrap_or(0);
             let logged = vm.get_dirty_log(slot, length).map_err(kvm("tell what the guest wrote"))?;
@@ -168,8 +175,7 @@ impl Log {
             }
             region.bitmap_map().take(words);
         }
-        self.pages.add(&fresh);
-        Ok(fresh)
+        Ok(())
     }
 
     /// Forgets: what is logged has been saved.
