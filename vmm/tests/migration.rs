@@ -8,10 +8,11 @@ use common::asm::{Asm, DATA, printed};
 use common::driver::{BAR, descriptor, start_disk};
 use common::link::{self, link};
 use common::{Guest, Plan, file, kvm, tap};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use wire::MiB;
@@ -539,4 +540,57 @@ fn strangers_on_the_stream_are_no_machine() {
         let end = guest.wait_end().1.unwrap();
         assert!(end.reason == EndReason::NotStarted && end.detail.contains(words), "{end:?}");
     }
+}
+
+#[test]
+fn by_hand_too() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (kernel, socket) = (path("kernel"), path("socket"));
+    // Echoes what is typed, with a number that it counts up.
+    let asm = Asm::new().raw(&[0x31, 0xf6]).print("ready");
+    let start = asm.here();
+    let asm = asm.until(1, |asm| asm.in8(0x3fd)).in8(0x3f8).put_al().raw(&[0x46, 0x89, 0xf0]).print_eax();
+    std::fs::write(&kernel, asm.jump(start).elf()).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        command.args(["run", "--mem", "64"]).args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let expect = |from: &mut dyn Read, text: &str| {
+        let mut seen = vec![0; text.len()];
+        from.read_exact(&mut seen).unwrap();
+        assert_eq!(String::from_utf8_lossy(&seen), text);
+    };
+    let mut first = run(&["--kernel", &kernel, "--migrate", &socket]);
+    let (mut keys, mut said) = (first.stdin.take().unwrap(), first.stderr.take().unwrap());
+    keys.write_all(b"a").unwrap();
+    expect(first.stdout.as_mut().unwrap(), &format!("readya{}", printed(1)));
+    keys.write_all(b"\x01m").unwrap();
+    expect(&mut said, "vmm: no other monitor waits for the guest: ");
+    let mut second = run(&["--incoming", &socket]);
+    // It waits once its greeting can be taken: asked again and again, the guest goes as soon as it may.
+    let start = Instant::now();
+    let end = loop {
+        let _ = keys.write_all(b"\x01m");
+        if let Some(end) = first.try_wait().unwrap() {
+            break end;
+        }
+        assert!(start.elapsed() < common::longest());
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(end.code(), Some(i32::from(EndReason::Migrated.exit_code())));
+    let mut keys = second.stdin.take().unwrap();
+    keys.write_all(b"b\x01.").unwrap();
+    expect(second.stdout.as_mut().unwrap(), &format!("b{}", printed(2)));
+    let mut all = String::new();
+    said.read_to_string(&mut all).unwrap();
+    let last = all.lines().last().unwrap_or_default().to_owned();
+    assert!(last.contains("goes on in another monitor; it stood still for about"), "{all}");
+    println!("{last}");
+    keys.write_all(b"\x01x").unwrap();
+    assert_eq!(second.wait().unwrap().code(), Some(i32::from(EndReason::Stopped.exit_code())));
 }

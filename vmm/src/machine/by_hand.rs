@@ -4,11 +4,14 @@
 
 use super::connector::{self, Connector};
 use super::driver::{Driver, Typed};
+use super::incoming::{self, Reception};
 use super::memory::Ram;
 use super::slots::Role;
 use super::{BuildError, Life, Origin, Setup, Source, build, devices};
 use crate::jail::{self, JailError, ThreadKind};
-use crate::snapshot::{self, SlotState, SnapshotError};
+use crate::migration::frame::Stream;
+use crate::migration::receive::ReceiveError;
+use crate::snapshot::{self, SnapshotError};
 use crate::virtio::blk::BlkConfig;
 use crate::virtio::vhost_user::kind::TAG_MAX;
 use clap::Args;
@@ -17,6 +20,7 @@ use nix::sys::termios::{InputFlags, LocalFlags, SetArg, Termios, tcgetattr, tcse
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use wire::MiB;
@@ -32,7 +36,7 @@ const MTU: u16 = 1500;
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Kernel: bzImage, or ELF with a PVH note or a 64-bit Linux entry
-    #[arg(long, required_unless_present = "restore", conflicts_with = "restore")]
+    #[arg(long, required_unless_present_any = ["restore", "incoming"], conflicts_with_all = ["restore", "incoming"])]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk
     #[arg(long, conflicts_with = "restore")]
@@ -82,6 +86,12 @@ pub struct RunArgs {
     /// Directory of a snapshot to go on from, with the disks and taps that the guest had, in the same order
     #[arg(long)]
     pub restore: Option<PathBuf>,
+    /// Socket where this guest waits for another monitor (`vmm run --incoming`), to which Ctrl-A m then moves it
+    #[arg(long, value_name = "SOCKET")]
+    pub migrate: Option<PathBuf>,
+    /// Socket of the monitor whose guest is to go on here, with the same --mem, --cpus, --disk and --tap, in the same order
+    #[arg(long, value_name = "SOCKET", conflicts_with = "restore")]
+    pub incoming: Option<PathBuf>,
     /// Do without system call filters and Landlock: on a developer's machine only
     #[arg(long)]
     pub no_jail: bool,
@@ -127,6 +137,10 @@ enum RunError {
     Snapshot { path: PathBuf, source: std::io::Error },
     #[error("cannot go on from the snapshot in {path}: {source}", path = path.display())]
     Restore { path: PathBuf, source: SnapshotError },
+    #[error("cannot {what} {path}: {source}", path = path.display())]
+    Stream { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
     #[error("cannot confine the driver thread: {0}")]
     Confine(std::io::Error),
     #[error("cannot use the terminal: {0}")]
@@ -171,31 +185,17 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
     let kvm = open("KVM device", &args.kvm, true, kvm_hint)?.into_raw_fd();
     // SAFETY: the descriptor is open and ours alone.
     let kvm = unsafe { Kvm::from_raw_fd(kvm) };
-    let (origin, vcpus, memory) = origin(args)?;
-    // What the devices were called, in the order of their slots, when the machine goes on from a snapshot.
-    let roles: Option<Vec<SlotState>> = match &origin {
-        Origin::Boot { .. } => None,
-        Origin::Snapshot { state, .. } => Some(state.slots.clone()),
-    };
+    let stream = args.incoming.as_deref().map(connect).transpose()?;
+    let begin = if stream.is_none() { Some(origin(args)?) } else { None };
+    let listener = args.migrate.as_deref().map(listen).transpose()?;
+    let memory = begin.as_ref().map_or(MiB(args.mem), |(_, _, memory)| *memory);
     let backing = MemoryBacking {
         shared: args.shared || connector.is_some(),
         pages: args.pages,
         prefault: args.prefault,
     };
-    let setup = Setup {
-        kvm,
-        vcpus,
-        max_vcpus: None,
-        cpu_model: args.cpu,
-        topology: args.topology,
-        memory: Ram::new(memory, backing),
-        origin,
-        console: Box::new(std::io::stdout().as_fd().try_clone_to_owned().map(Terminal::new)?),
-        id: ServerId::new(),
-        identity: Identity::default(),
-        watchdog: args.watchdog,
-        watchdog_action: WatchdogAction::End,
-    };
+    let memory = Ram::new(memory, backing);
+    let console = Box::new(std::io::stdout().as_fd().try_clone_to_owned().map(Terminal::new)?);
     let snapshot_to = args.snapshot.as_deref().map(snapshot_files).transpose()?;
     let taps = args.taps.iter().map(|name| open_tap(name)).collect::<Result<Vec<_>, _>>()?;
     let mut disks = Vec::with_capacity(args.disks.len());
@@ -208,7 +208,36 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
         jail::give_up_names()?;
         jail::arm()?;
     }
-    let mut built = build(setup)?;
+    let mut reception = Reception::new(None);
+    let (origin, vcpus, mut arrival) = match (begin, stream) {
+        (Some((origin, vcpus, _)), _) => (origin, vcpus, None),
+        (None, stream) => {
+            let stream = stream.ok_or_else(|| RunError::Terminal(std::io::ErrorKind::NotFound.into()))?;
+            let host = incoming::host(&kvm, args.cpus, args.topology, &memory, roles(args))?;
+            let taps = (1u8..).zip(&taps);
+            let interfaces = taps
+                .map(|(index, tap)| Ok((File::from(tap.try_clone()?), mac(index))))
+                .collect::<std::io::Result<Vec<_>>>()?;
+            let (origin, arrival) = incoming::take_in(stream, &host, &memory, interfaces, &mut reception)?;
+            (origin, args.cpus, Some(arrival))
+        }
+    };
+    // What the devices were called, in the order of their slots, when the machine goes on.
+    let roles = origin.slots();
+    let mut built = build(Setup {
+        kvm,
+        vcpus,
+        max_vcpus: None,
+        cpu_model: args.cpu,
+        topology: args.topology,
+        memory,
+        origin,
+        console,
+        id: ServerId::new(),
+        identity: Identity::default(),
+        watchdog: args.watchdog,
+        watchdog_action: WatchdogAction::End,
+    })?;
     let plugged = |error| RunError::Build(BuildError::Device(error));
     let mut made = vec![devices::entropy().map_err(plugged)?];
     let mut ports = roles.iter().flatten().filter_map(|slot| match &slot.role {
@@ -222,9 +251,8 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
         | Role::Files { .. } => None,
     });
     for (index, tap) in (1u8..).zip(taps) {
-        let mac = Mac([2, 0, 0, 0, 0, index]);
-        let port = ports.next().unwrap_or_else(PortId::new);
-        made.push(devices::nic(port, vec![tap], mac, MTU, &NicLimits::default()).map_err(plugged)?);
+        let port = ports.next().unwrap_or_else(|| port(index));
+        made.push(devices::nic(port, vec![tap], mac(index), MTU, &NicLimits::default()).map_err(plugged)?);
     }
     let mut keys = roles.iter().flatten().filter_map(|slot| match &slot.role {
         Role::Disk { key } => Some(key.clone()),
@@ -263,16 +291,56 @@ fn run(args: &RunArgs) -> Result<wire::machine::MachineEnd, RunError> {
         Some(slots) => built.slots().restore(made, slots).map_err(BuildError::from)?,
     }
     let terminal = RawTerminal::enter();
-    let typed = Typed::new(std::io::stdin().as_fd().try_clone_to_owned()?, snapshot_to);
+    let typed = Typed::new(std::io::stdin().as_fd().try_clone_to_owned()?, snapshot_to, listener);
     let machine = built.start(jail::confine_vcpu)?;
     jail::confine(ThreadKind::Driver).map_err(RunError::Confine)?;
+    if let Some(arrival) = &mut arrival {
+        arrival.await_commit(&mut reception)?;
+    }
     let mut driver = Driver::new(machine, None, Some(typed));
+    if let Some(arrival) = arrival {
+        driver = driver.arriving(arrival, &reception.close().1);
+    }
     driver.connector = connector;
     let end = driver.run();
     // The process ends: taking the machine apart first would only cost time.
     std::mem::forget(driver);
     drop(terminal);
     Ok(end)
+}
+
+/// The devices of a guest that comes from another monitor by hand.
+fn roles(args: &RunArgs) -> Vec<Role> {
+    let nics = (1u8..).zip(&args.taps).map(|(index, _)| Role::Nic { port: port(index) });
+    let disks = args.disks.iter().map(|path| Role::Disk { key: path.display().to_string() });
+    std::iter::once(Role::Rng).chain(nics).chain(disks).collect()
+}
+
+/// The address of a tap by its number.
+fn mac(index: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, index])
+}
+
+/// What a tap is called: the same in every monitor, so that a guest finds it again in another one.
+fn port(index: u8) -> PortId {
+    format!("00000000-0000-4000-8000-{index:012}").parse().unwrap_or_else(|_| PortId::new())
+}
+
+/// Connects to the monitor that a guest is to come from.
+fn connect(path: &Path) -> Result<Stream, RunError> {
+    let failed =
+        |source| RunError::Stream { what: "connect to the other monitor at", path: path.to_owned(), source };
+    let socket = UnixStream::connect(path).map_err(failed)?;
+    Stream::new(socket.into()).map_err(|error| failed(error.into()))
+}
+
+/// Waits for the monitor that a guest is to go to.
+fn listen(path: &Path) -> Result<UnixListener, RunError> {
+    let failed =
+        |source| RunError::Stream { what: "wait for another monitor at", path: path.to_owned(), source };
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
 }
 
 /// The devices that back ends work, and where those listen.

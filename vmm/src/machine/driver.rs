@@ -21,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::ids::{Mac, PortId};
@@ -58,18 +59,36 @@ pub struct Typed {
     /// Where the next snapshot goes: state and memory.
     snapshot_to: Option<[std::fs::File; 2]>,
     snapshot_wanted: bool,
+    /// Where another monitor may wait for the machine.
+    migrate_to: Option<UnixListener>,
+    migrate_wanted: bool,
+    back_wanted: bool,
 }
 
-/// Ctrl-A: followed by `x` it ends the machine, by `s` it takes a snapshot, twice it is itself.
+/// Ctrl-A: followed by `x` it ends the machine, by `s` it takes a snapshot, by `m` it moves the machine to the monitor that waits for it,
+/// by `b` it takes one back that is in doubt, twice it is itself.
 const ESCAPE: u8 = 1;
 
 impl Typed {
-    /// Input from a descriptor; and the files for the one snapshot that may be asked for.
+    /// Input from a descriptor; the files for the one snapshot that may be asked for; and where another monitor may wait for the machine
+    /// (a listener that answers at once).
     #[must_use]
-    pub fn new(from: OwnedFd, snapshot_to: Option<[std::fs::File; 2]>) -> Self {
-        let from = from.into();
-        let (bytes, snapshot_wanted) = (VecDeque::new(), false);
-        Self { from, bytes, open: true, escaped: false, snapshot_to, snapshot_wanted }
+    pub fn new(
+        from: OwnedFd,
+        snapshot_to: Option<[std::fs::File; 2]>,
+        migrate_to: Option<UnixListener>,
+    ) -> Self {
+        Self {
+            from: from.into(),
+            bytes: VecDeque::new(),
+            open: true,
+            escaped: false,
+            snapshot_to,
+            snapshot_wanted: false,
+            migrate_to,
+            migrate_wanted: false,
+            back_wanted: false,
+        }
     }
 
     /// Reads what is there. Returns whether the user asked for the end.
@@ -85,6 +104,8 @@ impl Typed {
                         (true, b's') => {
                             (self.escaped, self.snapshot_wanted) = (false, true);
                         }
+                        (true, b'm') => (self.escaped, self.migrate_wanted) = (false, true),
+                        (true, b'b') => (self.escaped, self.back_wanted) = (false, true),
                         (_, byte) => {
                             self.escaped = false;
                             self.bytes.push_back(byte);
@@ -199,6 +220,7 @@ impl Driver {
                 connector.turn(&self.machine.slots);
             }
             self.snapshot_by_hand();
+            self.migrate_by_hand();
             for incoming in self.server.as_mut().map(Server::take).unwrap_or_default() {
                 self.serve(incoming);
             }
@@ -324,6 +346,31 @@ impl Driver {
         }
     }
 
+    fn migrate_by_hand(&mut self) {
+        let Some(typed) = &mut self.typed else { return };
+        if std::mem::take(&mut typed.back_wanted)
+            && let Err(refused) = self.take_back()
+        {
+            eprintln!("vmm: {refused}");
+        }
+        let Some(typed) = &mut self.typed else { return };
+        if !std::mem::take(&mut typed.migrate_wanted) {
+            return;
+        }
+        let waits = typed.migrate_to.as_ref().map(UnixListener::accept);
+        let begun = match waits {
+            None => Err(Refused::invalid("there is nowhere to go").remedy("start with --migrate SOCKET")),
+            Some(Err(error)) => {
+                Err(Refused::unavailable(format!("no other monitor waits for the guest: {error}"))
+                    .remedy("start one with --incoming SOCKET, then try again"))
+            }
+            Some(Ok((socket, _))) => self.migrate(Some(socket.into()), MigrationPlan::default()),
+        };
+        if let Err(refused) = begun {
+            eprintln!("vmm: {refused}");
+        }
+    }
+
     /// Does what a transfer asks for, and answers for it at its end.
     fn tend_transfer(&mut self) {
         let Some(ended) = self.transfer.as_mut().and_then(|transfer| transfer.tend(&mut self.machine)) else {
@@ -332,6 +379,8 @@ impl Driver {
         self.transfer = None;
         self.status.transfer = Some(ended.status);
         if let Some(detail) = ended.gone {
+            let stood = self.status.transfer.as_ref().map_or(0, |transfer| transfer.stood_us / 1000);
+            eprintln!("vmm: the guest goes on in another monitor; it stood still for about {stood} ms");
             self.machine.signals().end(EndReason::Migrated, detail);
         }
         match (ended.client, &ended.reply) {

@@ -190,6 +190,7 @@ impl Transfer {
         let (outcome, log) = self.job.take_outcome()?;
         machine.keep_log(log);
         if let Outcome::InDoubt(why) = outcome {
+            eprintln!("vmm: {why}");
             self.doubt = Some(why);
             return None;
         }

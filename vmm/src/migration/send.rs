@@ -248,7 +248,7 @@ fn expect(left: u64, sent: u64, took: Duration) -> Duration {
 
 fn doubt(error: &StreamError) -> Failure {
     Failure::InDoubt(format!(
-        "the machine was handed over and its destination did not say whether it runs there ({error}); look there, then say take_back when it never ran there, or stop"
+        "the machine was handed over and its destination did not say whether it runs there ({error}); look there, then say take_back (by hand: Ctrl-A b) when it never ran there, or stop"
     ))
 }
 
