@@ -17,8 +17,8 @@ use wire::machine::{BackendName, BackendState};
 
 /// How soon to try again to reach a back end that nobody listens for.
 const AGAIN: Duration = Duration::from_millis(200);
-/// And how soon when one was reached that is of no use, or has not said so yet.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// And how soon when one was reached that does not say what it is good for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connects to a socket.
 ///
@@ -93,10 +93,20 @@ impl Connector {
         let states = slots.backends();
         for (index, device) in (0u8..).zip(&mut self.devices) {
             let own = |name: &BackendName| super::devices::role_of(name) == device.role;
-            let lost = states.iter().any(|status| status.state == BackendState::Lost && own(&status.device));
-            if !lost {
-                device.next = None;
-            } else if !device.asked && device.next.is_none_or(|next| next <= Instant::now()) {
+            let state = states.iter().find(|status| own(&status.device)).map(|status| status.state);
+            match state {
+                Some(BackendState::Connecting) => {}
+                // Those that could not be used are not asked again at once.
+                Some(BackendState::Lost) => {
+                    let soon = Instant::now() + AGAIN;
+                    device.next = device.next.map(|next| next.min(soon));
+                }
+                Some(BackendState::Connected | BackendState::Stuck) | None => {
+                    device.next = None;
+                    continue;
+                }
+            }
+            if !device.asked && device.next.is_none_or(|next| next <= Instant::now()) {
                 device.next = Some(Instant::now() + AGAIN);
                 device.asked = send(self.process.as_fd(), &[index], None).is_ok();
             }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unsafe_code, clippy::unwrap_used, missing_docs)]
 
 pub mod asm;
+pub mod backend;
 pub mod driver;
 pub mod link;
 

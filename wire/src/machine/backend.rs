@@ -98,6 +98,8 @@ pub enum BackendState {
     Connected,
     /// It is gone; requests wait for another one.
     Lost,
+    /// Another one is being asked what it offers.
+    Connecting,
     /// Another one is there and cannot go on, because what was under way is not known: the guest has to be restarted. Never with a
     /// back end that keeps track (`VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD`), and never with a network interface.
     Stuck,

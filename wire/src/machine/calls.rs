@@ -140,7 +140,7 @@ pub enum MachineCall {
         device: BackendDevice,
     },
     /// Gives a device another back end: a socket that is connected to it comes along as `SCM_RIGHTS`. What comes of it shows in
-    /// [`MachineStatus::backends`]. The back end must be at least what the first one was.
+    /// [`MachineStatus::backends`]. The back end must be at least what the first one was. Refused while the one before is still there.
     ConnectBackend {
         /// Which device.
         device: BackendName,

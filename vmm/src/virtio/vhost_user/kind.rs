@@ -170,13 +170,14 @@ impl Kind {
         }
     }
 
-    /// Whether the queues can go on with another back end, which knows nothing of requests that were under way: frames may be lost or
+    /// Whether the queues can go on with another back end, which knows nothing of requests that were under way, if there may have been any
+    /// (`unknown`): frames may be lost or
     /// come twice, writes to a disk must not, and a file server's memory of open files is gone with it.
     #[must_use]
-    pub fn goes_on(&self, waiting: bool) -> bool {
+    pub fn goes_on(&self, unknown: bool) -> bool {
         match self {
             Self::Nic { .. } => true,
-            Self::Disk { .. } => !waiting,
+            Self::Disk { .. } => !unknown,
             Self::Files { .. } => false,
         }
     }

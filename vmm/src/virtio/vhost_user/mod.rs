@@ -10,6 +10,10 @@
 pub mod kind;
 pub mod link;
 pub mod peer;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::unix::net::UnixStream;

@@ -35,7 +35,7 @@ use crate::virtio::QueueProgress;
 use crate::virtio::worker::{Confine, borrow};
 
 /// Longest that a back end may take for what somebody waits for.
-pub const ANSWER: Duration = Duration::from_secs(5);
+pub const ANSWER: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(5) };
 
 /// Lines about a back end that are logged before silence.
 const LOG_LINES: u32 = 50;
@@ -76,6 +76,7 @@ impl Shared {
 const CONNECTED: u8 = 0;
 const LOST: u8 = 1;
 const STUCK: u8 = 2;
+const CONNECTING: u8 = 3;
 
 /// The handle of the thread.
 pub struct Peer {
@@ -112,6 +113,7 @@ impl Peer {
             offer: None,
             paused: false,
             inflight: None,
+            unknown: false,
             logged: 0,
         };
         let run = move || match confine() {
@@ -134,6 +136,7 @@ impl Peer {
         match self.shared.state.load(Ordering::Acquire) {
             CONNECTED => BackendState::Connected,
             STUCK => BackendState::Stuck,
+            CONNECTING => BackendState::Connecting,
             _ => BackendState::Lost,
         }
     }
@@ -141,13 +144,18 @@ impl Peer {
     /// Gives the device a connection to another back end. What comes of it shows in [`Peer::state`] later.
     ///
     /// # Errors
-    /// When it cannot be used at all.
+    /// When it cannot be used at all, or the back end before is still there.
     pub fn connect(&self, stream: UnixStream) -> io::Result<()> {
+        if self.shared.state.load(Ordering::Acquire) == CONNECTED {
+            let why = "its back end is still connected: end that first";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        }
         stream.set_nonblocking(false)?;
         let cut = stream.try_clone()?;
         // Should the thread still wait for the one before, it stops now.
         self.shared.cut();
         *self.shared.line() = Some(cut);
+        self.shared.state.store(CONNECTING, Ordering::Release);
         self.order(Order::Connect(stream, None));
         Ok(())
     }
@@ -235,6 +243,8 @@ struct Talker {
     offer: Option<Offer>,
     paused: bool,
     inflight: Option<Inflight>,
+    /// The last back end may have had requests under way when it went.
+    unknown: bool,
     logged: u32,
 }
 
@@ -291,6 +301,8 @@ impl Talker {
             return;
         }
         self.log(&format!("lost its back end: {why}"));
+        // Requests that come from now on are nobody's yet.
+        self.unknown = self.rings.as_ref().is_some_and(|rings| rings.waiting());
         if let Some(rings) = &mut self.rings {
             // What it had taken and not done is to be done again, or known by the memory of requests under way.
             for progress in rings.progress() {
@@ -389,8 +401,11 @@ impl Talker {
     }
 
     fn connect(&mut self, stream: UnixStream, answer: Option<Sender<Result<Offer, LinkError>>>) {
-        // The one before is in the way; and whatever it said was about itself.
+        // The one before is in the way, if it could not go on.
         self.lose("another one takes its place");
+        if answer.is_none() {
+            self.shared.state.store(CONNECTING, Ordering::Release);
+        }
         let opened = Link::open(stream, &self.kind);
         let opened = opened.and_then(|(link, offer)| self.check(&offer).map(|()| (link, offer)));
         match (opened, answer) {
@@ -400,7 +415,10 @@ impl Talker {
             }
             (Ok((link, _)), None) => self.succeed(link),
             (Err(error), Some(answer)) => drop(answer.send(Err(error))),
-            (Err(error), None) => self.log(&format!("its new back end is of no use: {error}")),
+            (Err(error), None) => {
+                self.log(&format!("its new back end is of no use: {error}"));
+                self.set_state(LOST);
+            }
         }
     }
 
@@ -410,8 +428,7 @@ impl Talker {
         if self.inflight.is_some() && !told {
             self.inflight = None;
         }
-        let waiting = self.rings.as_ref().is_some_and(|rings| rings.waiting());
-        let goes_on = self.rings.is_none() || told || self.kind.goes_on(waiting);
+        let goes_on = self.rings.is_none() || told || self.kind.goes_on(self.unknown);
         self.link = Some(link);
         if !goes_on {
             let why =
