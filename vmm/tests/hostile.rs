@@ -15,7 +15,7 @@ use wire::ids::{Mac, PortId};
 use wire::machine::{BalloonConfig, EndReason, MachineCall, MachineState};
 
 /// Slots of one device of each kind: entropy, network, disk, balloon, socket, console; and how many queues it has.
-const DEVICES: [(u8, u16); 6] = [(1, 1), (2, 3), (10, 1), (28, 4), (29, 3), (30, 2)];
+const DEVICES: [(u8, u16); 7] = [(1, 1), (2, 3), (10, 1), (28, 4), (29, 3), (30, 2), (31, 1)];
 /// Where the rings and buffers of a queue are: descriptors, available, used; buffers behind.
 const QUEUE: u32 = 0x1_0000;
 
@@ -125,9 +125,16 @@ fn ports(asm: Asm, numbers: &mut Numbers) -> Asm {
     let port = match numbers.below(3) {
         // The serial port without its data register: what the guest says is looked at.
         0 => 0x3f9 + numbers.below(7),
-        1 => numbers.of(&[0x60, 0x61, 0x70, 0x71, 0x80, 0x505, 0x610, 0x614, 0x618, 0x61c, 0x5000, 0xffff]),
+        1 => numbers.of(&[
+            0x60, 0x61, 0x70, 0x71, 0x80, 0x505, 0x610, 0x614, 0x618, 0x61c, 0x620, 0x628, 0x630, 0x638,
+            0x5000, 0xffff,
+        ]),
         _ => 0x1000 + numbers.below(0xe000),
     } as u16;
+    if port == 0x638 {
+        // Ejects processors that are not there, and the first.
+        return asm.out32(port, numbers.next());
+    }
     if numbers.below(2) == 0 { asm.in32(port) } else { asm.out8(port, numbers.of(&[0, 1, 3, 0x55]) as u8) }
 }
 
@@ -135,7 +142,7 @@ fn attack(seed: u64) -> Asm {
     let mut numbers = Numbers(seed);
     let mut asm = Asm::new().print("begin ");
     for round in 0..500 {
-        let (slot, queues) = DEVICES[usize::try_from(numbers.below(6)).unwrap()];
+        let (slot, queues) = DEVICES[usize::try_from(numbers.below(7)).unwrap()];
         asm = set_up(asm, &mut numbers, slot, queues);
         for _ in 0..numbers.below(6) {
             asm = lie(asm, &mut numbers, slot, queues);
@@ -182,8 +189,11 @@ fn a_hostile_guest_harms_only_itself() {
         plan.vsock = Some((7, UnixListener::bind(directory.path().join("vsock")).unwrap().into()));
         plan.virtio_console = Some([file(&[]), file(&[])]);
         let memory = plan.memory;
+        (plan.max_memory, plan.max_vcpus) = (Some(MiB(memory.0 + 128)), Some(3));
         let mut guest = Guest::start(plan);
         guest.wait_console("begin");
+        guest.done(&MachineCall::ResizeMemory { target: MiB(memory.0 + 64) });
+        guest.done(&MachineCall::PlugVcpus { count: 2 });
         let since = Instant::now();
         let mut slowest = Duration::ZERO;
         while !guest.console().contains("survived") {

@@ -10,7 +10,7 @@ use common::{Guest, Plan, kvm};
 use std::fs::File;
 use std::io::Seek;
 use wire::MiB;
-use wire::machine::{EndReason, MachineCall, MachineReply, MemoryBacking, MemoryStatus, Pages};
+use wire::machine::{EndReason, MachineCall, MachineReply, MemoryBacking, MemoryStatus, NumaNode, Pages};
 
 /// Writes a word, waits for the power button, and prints the word.
 fn keeper() -> Vec<u8> {
@@ -183,4 +183,34 @@ fn a_machine_without_more_memory_says_so() {
         assert!(refused.to_string().contains("max_memory"), "{refused}");
     }
     guest.done(&MachineCall::Stop);
+}
+
+#[test]
+fn nodes_lie_where_they_are_to_or_are_refused() {
+    if !kvm() {
+        return;
+    }
+    let node = |memory, vcpus: &[u32], host_node| NumaNode {
+        memory: MiB(memory),
+        vcpus: vcpus.to_vec(),
+        host_node,
+        distances: Vec::new(),
+    };
+    let known = vmm::machine::memory::nodes::of_host();
+    let mut plan = plan(MemoryBacking::default());
+    plan.numa = vec![node(40, &[0], known.first().copied()), node(24, &[], None)];
+    let mut guest = Guest::start(plan);
+    guest.wait_console("ready");
+    ends_well(guest);
+    for (numa, words) in [
+        (vec![node(64, &[0], Some(63))], "these with memory"),
+        (vec![node(64, &[0, 1], None)], "no vCPU 1 for node 0"),
+        (vec![node(65, &[0], None)], "together they have 65 MiB"),
+    ] {
+        let mut plan = Plan::new(keeper());
+        plan.numa = numa;
+        let end = Guest::start(plan).wait_end().1.unwrap();
+        assert_eq!(end.reason, EndReason::NotStarted);
+        assert!(end.detail.contains(words), "{}", end.detail);
+    }
 }

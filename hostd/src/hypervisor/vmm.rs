@@ -187,6 +187,7 @@ fn spawn(
         topology: hardware.topology,
         memory: plan.spec.memory,
         memory_backing: MemoryBacking::default(),
+        numa: Vec::new(),
         max_memory: None,
         kvm_fd: kvm.as_raw_fd(),
         control_fd: control.as_raw_fd(),

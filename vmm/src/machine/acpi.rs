@@ -3,12 +3,15 @@
 //! The hardware-reduced profile: no PM timer, no SCI, no PIC, no CMOS clock. Events (power button, PCI hot-plug, another generation id) come through a generic event
 //! device, sleep and reset through the FADT's registers, slots through the methods of the PCI root.
 
+mod numa;
+
 use super::cpuid::Layout;
 use super::layout::{
     ACPI_PORTS, ACPI_PORTS_LEN, ACPI_TABLES, COM1, COM1_IRQ, ECAM, GED_IRQ, GENERATION, IOAPIC, LAPIC,
     PANIC_PORT, PCI_ADDRESS, PCI_WINDOW, PCI_WINDOW_SIZE, PROCESSOR_PORTS, PROCESSOR_PORTS_LEN, RESET_PORT,
     SMBIOS, WATCHDOG_PORTS,
 };
+use super::memory::nodes::Nodes;
 use crate::bus::pci::SLOTS;
 use crate::bus::power::{
     ASKED_BACK, EJECT, EVENT_GENERATION, EVENT_PCI, EVENT_POWER, EVENT_PROCESSORS, EVENTS, INSERTED, S5,
@@ -63,7 +66,7 @@ pub struct Board {
 ///
 /// # Errors
 /// When they do not fit below the SMBIOS area or guest memory is too small.
-pub fn write(memory: &Memory, board: &Board) -> Result<(), GuestMemoryError> {
+pub fn write(memory: &Memory, board: &Board, nodes: Option<&Nodes>) -> Result<(), GuestMemoryError> {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
     dsdt.append_slice(&definition_blocks(board));
 
@@ -89,6 +92,10 @@ pub fn write(memory: &Memory, board: &Board) -> Result<(), GuestMemoryError> {
     }
     if board.watchdog {
         xsdt.add_entry(place(wdat().as_slice())?);
+    }
+    if let Some(nodes) = nodes {
+        xsdt.add_entry(place(numa::srat(board, nodes).as_slice())?);
+        xsdt.add_entry(place(numa::slit(nodes).as_slice())?);
     }
     let xsdt = place(&bytes(&xsdt))?;
     memory.write_slice(&bytes(&Rsdp::new(OEM, xsdt)), GuestAddress(ACPI_TABLES))
@@ -450,9 +457,14 @@ mod tests {
     use super::*;
     use crate::machine::memory::reserve;
     use wire::MiB;
+    use wire::machine::NumaNode;
 
     fn board(vcpus: u32, all: u32) -> Board {
         Board { layout: Layout::new(all, None).unwrap(), vcpus, all, watchdog: true }
+    }
+
+    fn numa_node(memory: u64, vcpus: std::ops::Range<u32>) -> NumaNode {
+        NumaNode { memory: MiB(memory), vcpus: vcpus.collect(), host_node: None, distances: Vec::new() }
     }
 
     fn table(memory: &Memory, at: u64) -> (Vec<u8>, [u8; 4]) {
@@ -466,7 +478,9 @@ mod tests {
     #[test]
     fn tables_are_linked_and_sum_to_zero() {
         let memory = reserve(MiB(64)).unwrap();
-        write(&memory, &board(1, 64)).unwrap();
+        let nodes = [numa_node(40, 0..60), numa_node(24, 60..64)];
+        let nodes = Nodes::new(&nodes, MiB(64), MiB(1), 64).unwrap();
+        write(&memory, &board(1, 64), nodes.as_ref()).unwrap();
         let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
         let mut rsdp = [0u8; 36];
         memory.read_slice(&mut rsdp, GuestAddress(ACPI_TABLES)).unwrap();
@@ -502,9 +516,25 @@ mod tests {
                 let last = [11, 2, 0, 0, 1, 8, 0, 1, 0x48, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
                 assert_eq!(bytes[68 + 7 * 24..], last);
             }
+            if &signature == b"SRAT" {
+                assert_eq!(bytes.len(), 48 + 64 * 16 + 2 * 40);
+                // The last processor, with the second node; the second node's memory.
+                assert_eq!(
+                    bytes[48 + 2 * 40 + 63 * 16..],
+                    [0, 16, 1, 63, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+                );
+                let second = &bytes[48 + 40..][..40];
+                assert_eq!(second[..6], [1, 40, 1, 0, 0, 0]);
+                assert_eq!(second[8..16], (40u64 << 20).to_le_bytes());
+                assert_eq!(second[16..24], (24u64 << 20).to_le_bytes());
+                assert_eq!(second[28..32], [1, 0, 0, 0]);
+            }
+            if &signature == b"SLIT" {
+                assert_eq!(bytes[36..], [2, 0, 0, 0, 0, 0, 0, 0, 10, 20, 20, 10]);
+            }
             found.push(signature);
         }
-        assert_eq!(found, [*b"FACP", *b"APIC", *b"MCFG", *b"WDAT"]);
+        assert_eq!(found, [*b"FACP", *b"APIC", *b"MCFG", *b"WDAT", *b"SRAT", *b"SLIT"]);
     }
 
     /// The ACPI reference compiler must be able to take the DSDT apart; it runs where it is installed.

@@ -1,6 +1,7 @@
 //! Guest RAM.
 
 pub mod backing;
+pub mod nodes;
 pub mod plugged;
 
 use super::layout::{ABOVE_4G, PCI_WINDOW};
@@ -8,11 +9,12 @@ use crate::virtio::Memory;
 use backing::HostPages;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use nodes::Nodes;
 use plugged::{Pluggable, Plugged, plugged};
 use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use wire::MiB;
-use wire::machine::MemoryBacking;
+use wire::machine::{MemoryBacking, NumaNode};
 
 /// Least memory that a machine may have: below it no kernel that we load fits.
 pub const LEAST: MiB = MiB(32);
@@ -59,6 +61,9 @@ pub enum MemoryError {
     /// What can be plugged in is not taken from the host until then.
     #[error("memory that is plugged in while the guest runs cannot be of pages of {size} MiB that are set aside; use transparent huge pages", size = .0.0)]
     PlugHuge(MiB),
+    /// NUMA nodes that do not fit.
+    #[error("the machine cannot have these NUMA nodes: {0}")]
+    Nodes(String),
     /// No transparent huge pages.
     #[error("the guest's memory cannot have transparent huge pages: {0}")]
     Transparent(String),
@@ -116,13 +121,39 @@ pub struct Ram {
     pub host: HostPages,
     /// How much it can become while the machine runs, with what is plugged in; `None` for no more than at the start.
     pub most: Option<MiB>,
+    /// NUMA nodes.
+    pub nodes: Option<Nodes>,
+    /// The host's nodes that have memory.
+    pub host_nodes: Vec<u32>,
 }
 
 impl Ram {
     /// So much memory, had in this way. Looks at what the host has of it, which a jailed process cannot any more.
     #[must_use]
     pub fn new(size: MiB, backing: MemoryBacking) -> Self {
-        Self { size, backing, host: HostPages::look(&backing), most: None }
+        Self {
+            size,
+            backing,
+            host: HostPages::look(&backing),
+            most: None,
+            nodes: None,
+            host_nodes: Vec::new(),
+        }
+    }
+
+    /// With NUMA nodes, in a machine that can have so many vCPUs. Looks at the nodes that the host has.
+    ///
+    /// # Errors
+    /// Nodes that do not fit.
+    pub fn with_nodes(mut self, nodes: &[NumaNode], vcpus: u32) -> Result<Self, MemoryError> {
+        let page = self.backing.pages.set_aside().unwrap_or(MiB(1));
+        self.nodes = Nodes::new(nodes, self.size, page, vcpus)?;
+        let area = self.ranges()?.split_off(ranges(self.size)?.len()).pop();
+        if let Some(nodes) = &mut self.nodes {
+            nodes.pluggable = area.map(|(start, length)| (start.0, length as u64));
+            self.host_nodes = nodes::of_host();
+        }
+        Ok(self)
     }
 
     /// Where all of it is, and how much of that, at the end, is not there until it is plugged in.
@@ -157,7 +188,7 @@ impl Ram {
     /// Whether nothing in particular was asked for.
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        self.backing == MemoryBacking::default()
+        self.backing == MemoryBacking::default() && !self.nodes.as_ref().is_some_and(Nodes::bound)
     }
 
     /// Has it from the host.
@@ -166,6 +197,9 @@ impl Ram {
     /// A size out of range, and what the host has not.
     pub fn reserve(&self) -> Result<Memory, MemoryError> {
         let memory = backing::map(&self.ranges()?, &self.backing, &self.host)?;
+        if let Some(nodes) = &self.nodes {
+            nodes.bind(&memory, &self.host_nodes)?;
+        }
         if self.backing.prefault {
             // What can be plugged in is taken when it is.
             backing::prefault(&memory, ranges(self.size)?.len())?;

@@ -317,7 +317,7 @@ pub fn build(mut setup: Setup) -> Result<Built, BuildError> {
         Origin::Boot { mut kernel, initrd, command_line } => {
             let entry = boot::load(&memory, &mut kernel, initrd.as_ref(), &command_line)?;
             let board = acpi::Board { layout, vcpus: setup.vcpus, all, watchdog: setup.watchdog };
-            acpi::write(&memory, &board)?;
+            acpi::write(&memory, &board, setup.memory.nodes.as_ref())?;
             smbios::write(&memory, setup.id, &setup.identity)?;
             let cpuid = cpuid::shared(&setup.kvm, layout, setup.cpu_model)?;
             let mut vcpus = Vec::new();

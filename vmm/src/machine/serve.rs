@@ -121,6 +121,8 @@ fn serve(
     // Back ends map it.
     backing.shared |= !config.backends.is_empty();
     let ram = Ram { most: config.max_memory, ..Ram::new(config.memory, backing) };
+    let all = config.max_vcpus.unwrap_or(config.vcpus);
+    let ram = ram.with_nodes(&config.numa, all).map_err(BuildError::from)?;
     if jailed {
         let to_be = config.jail.as_ref().ok_or(JailError::Missing)?;
         jail::leave_namespaces()?;

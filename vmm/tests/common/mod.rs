@@ -21,7 +21,7 @@ use wire::ids::{Mac, PortId, ServerId};
 use wire::machine::{
     BackendConfig, BackendDevice, BalloonConfig, BlockSize, ConsoleConfig, CpuModel, DiskConfig, Identity,
     IncomingConfig, JailConfig, Limits, MachineCall, MachineConfig, MachineEnd, MachineReply, MachineStatus,
-    MemoryBacking, MigrationPlan, NicConfig, NicLimits, RestoreConfig, SnapshotTaken, Topology,
+    MemoryBacking, MigrationPlan, NicConfig, NicLimits, NumaNode, RestoreConfig, SnapshotTaken, Topology,
     TransferPhase, TransferStatus, VsockConfig, WatchdogAction,
 };
 
@@ -48,6 +48,7 @@ pub struct Plan {
     pub memory: MiB,
     pub memory_backing: MemoryBacking,
     pub max_memory: Option<MiB>,
+    pub numa: Vec<NumaNode>,
     pub vcpus: u32,
     pub max_vcpus: Option<u32>,
     pub cpu_model: CpuModel,
@@ -85,6 +86,7 @@ impl Plan {
             memory: MiB(64),
             memory_backing: MemoryBacking::default(),
             max_memory: None,
+            numa: Vec::new(),
             vcpus: 1,
             max_vcpus: None,
             cpu_model: CpuModel::Host,
@@ -202,6 +204,7 @@ impl Guest {
             memory: plan.memory,
             memory_backing: plan.memory_backing,
             max_memory: plan.max_memory,
+            numa: plan.numa,
             kvm_fd: give(kvm.into()),
             control_fd: give(listener),
             console_fds: console.iter().map(|file| give(file.try_clone().unwrap().into())).collect(),

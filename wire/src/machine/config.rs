@@ -1,8 +1,8 @@
 //! A machine as it is asked for.
 
 use super::{
-    BackendConfig, CpuModel, Fd, IncomingConfig, Limits, MemoryBacking, NicLimits, RestoreConfig, Topology,
-    WatchdogAction,
+    BackendConfig, CpuModel, Fd, IncomingConfig, Limits, MemoryBacking, NicLimits, NumaNode, RestoreConfig,
+    Topology, WatchdogAction,
 };
 use crate::MiB;
 use crate::ids::{Mac, PortId, ServerId};
@@ -33,6 +33,9 @@ pub struct MachineConfig {
     /// How it is had from the host.
     #[serde(default)]
     pub memory_backing: MemoryBacking,
+    /// NUMA nodes; the guest finds none when empty.
+    #[serde(default)]
+    pub numa: Vec<NumaNode>,
     /// How much memory it can have while it runs, by [`MachineCall::ResizeMemory`](super::MachineCall::ResizeMemory): more than
     /// `memory` by a multiple of 128 MiB. `None` for no more than that.
     #[serde(default)]

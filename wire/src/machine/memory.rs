@@ -18,6 +18,26 @@ pub struct MemoryBacking {
     pub prefault: bool,
 }
 
+/// Most NUMA nodes of a machine.
+pub const MAX_NODES: usize = 16;
+
+/// A NUMA node of a machine: memory and vCPUs that are near each other. Memory is shared out upwards, in the order of the nodes; what is
+/// plugged in later is the first node's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NumaNode {
+    /// Its memory; that of all nodes together is the machine's.
+    pub memory: MiB,
+    /// Its vCPUs, from 0 on; each that there can be is in one node. Linux calls the one with vCPU 0 its node 0.
+    pub vcpus: Vec<u32>,
+    /// The host's node on which the memory lies; wherever the host likes when `None`.
+    #[serde(default)]
+    pub host_node: Option<u32>,
+    /// Distances to all nodes in their order: 10 to itself, 11 to 254 to others. 20 to each other one when empty.
+    #[serde(default)]
+    pub distances: Vec<u8>,
+}
+
 /// How much memory a machine has that can have more: all in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryStatus {

@@ -37,7 +37,7 @@ pub use counts::{Counts, DeviceCounts, MachineCounts, WatchdogAction};
 pub use cpu::{CpuModel, Topology};
 pub use end::{EndReason, MachineEnd};
 pub use limits::{Limit, Limits, NicLimits};
-pub use memory::{MemoryBacking, MemoryStatus, Pages};
+pub use memory::{MAX_NODES, MemoryBacking, MemoryStatus, NumaNode, Pages};
 pub use snapshot::{RestoreConfig, SnapshotTaken};
 pub use status::{BalloonStatistics, BalloonStatus, DiskStatus, MachineState, MachineStatus, NicStatus};
 pub use transfer::{IncomingConfig, MigrationPlan, TransferKind, TransferPhase, TransferStatus, Unconverged};
