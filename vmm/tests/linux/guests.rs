@@ -15,7 +15,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use wire::MiB;
 use wire::ids::{Mac, PortId};
-use wire::machine::{BalloonConfig, BlockSize, EndReason, Limits, MachineCall, MachineReply, NicLimits};
+use wire::machine::{
+    BalloonConfig, BlockSize, EndReason, Limits, MachineCall, MachineReply, NicLimits, NumaNode,
+};
 
 /// A guest that does what `mode` says in its first program.
 fn linux(mode: &str, memory: u64, vcpus: u32) -> Plan {
@@ -236,6 +238,58 @@ fn linux_loads_a_disk_and_a_network_interface() {
     guest.wait_console("L2: network ok");
     server.join().unwrap();
     assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::PowerOff);
+}
+
+/// Memory of the host that a machine takes, in MiB.
+fn resident(guest: &Guest) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/statm", guest.machine_pid())).unwrap();
+    text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 256
+}
+
+#[test]
+#[ignore = "runs in the machine around"]
+fn linux_grows_and_shrinks() {
+    let mut plan = linux("grow", 256, 1);
+    (plan.max_memory, plan.max_vcpus) = (Some(MiB(256 + 512)), Some(3));
+    let node = |memory, vcpus: &[u32]| NumaNode {
+        memory: MiB(memory),
+        vcpus: vcpus.to_vec(),
+        host_node: None,
+        distances: Vec::new(),
+    };
+    plan.numa = vec![node(160, &[0, 2]), node(96, &[1])];
+    let mut guest = Guest::start(plan);
+    guest.wait_console("L2: nodes 0-1");
+    guest.wait_console("L2: cpus 0 .");
+    let grown = |guest: &Guest, target: u64| {
+        guest.done(&MachineCall::ResizeMemory { target: MiB(target) });
+        let until = Instant::now() + common::longest();
+        loop {
+            let MachineReply::Memory(memory) = guest.call(&MachineCall::MemoryStatus) else {
+                panic!("no memory")
+            };
+            if memory.actual == target << 20 {
+                break;
+            }
+            assert!(Instant::now() < until, "{memory:?}\n{}", guest.console());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    guest.done(&MachineCall::PlugVcpus { count: 3 });
+    guest.wait_console("L2: cpus 0-2 .");
+    guest.wait_console("L2: second node: 1 .");
+    grown(&guest, 256 + 256);
+    guest.wait_console("L2: filled 200");
+    let full = resident(&guest);
+    guest.done(&MachineCall::PlugVcpus { count: 1 });
+    guest.wait_status(|status| status.vcpus == 1);
+    guest.wait_console_times("L2: cpus 0 .", 2);
+    grown(&guest, 256);
+    let empty = resident(&guest);
+    println!("\nfigure resident {full} MiB with more memory, {empty} MiB without");
+    assert!(full > 250 && empty + 80 < full, "{full} MiB before, {empty} MiB after");
+    guest.done(&MachineCall::Stop);
+    assert_eq!(guest.wait_end().1.unwrap().reason, EndReason::Stopped);
 }
 
 #[test]

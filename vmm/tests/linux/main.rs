@@ -29,6 +29,7 @@ fn linux_guests_work() {
         "guests::linux_drives_every_device",
         "guests::linux_goes_on_from_a_snapshot",
         "guests::linux_loads_a_disk_and_a_network_interface",
+        "guests::linux_grows_and_shrinks",
         "guests::linux_reboots_again_and_again",
         "guests::eight_guests_at_once",
     ];

@@ -15,6 +15,8 @@ const OUTER: &[&str] = &["virtio_pci", "virtio_blk", "kvm_amd", "tun"];
 const GUEST: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net", "button", "evdev", "virtio_mmio"];
 const GUEST_MORE: &[&str] =
     &["virtio_console", "virtio_balloon", "virtio_rng", "vmw_vsock_virtio_transport", "wdat_wdt"];
+/// Drivers of guests that grow.
+const GUEST_GROW: &[&str] = &["virtio_mem"];
 /// Where the inner side finds its guests' kernel and initramfs.
 pub const KERNEL: &str = "/guest/vmlinuz";
 pub const INITRD: &str = "/guest/initrd";
@@ -219,6 +221,9 @@ impl Outer {
         let mut more = kernel.modules.closure(GUEST_MORE).unwrap();
         more.retain(|module| !basic.contains(module));
         guest.modules("more", &more);
+        let mut grow = kernel.modules.closure(GUEST_GROW).unwrap();
+        grow.retain(|module| !basic.contains(module));
+        guest.modules("grow", &grow);
         let (_ethtool, ethtool) = pick(&packages, "ethtool", "sbin/ethtool");
         let (_libmnl, libmnl) = pick(&packages, "libmnl0", "usr/lib/x86_64-linux-gnu/libmnl.so.0");
         guest.program("bin/ethtool", &ethtool);
