@@ -449,4 +449,15 @@ fn others_are_answered_while_a_snapshot_is_taken() {
     }
     let dots = first.console().len();
     first.wait_console_times(".", dots);
+
+    // One that the machine's end comes in between is answered.
+    vmm::control::send_with(other.as_fd(), &serde_json::to_vec(&call).unwrap(), &fds).unwrap();
+    first.wait_status(|status| {
+        status.transfer.as_ref().is_some_and(|transfer| transfer.phase == TransferPhase::Copying)
+    });
+    first.done(&MachineCall::Stop);
+    match vmm::control::receive_reply(&other).unwrap() {
+        MachineReply::Refused(why) => assert!(why.message.contains("ended"), "{why}"),
+        other => assert!(matches!(other, MachineReply::Snapshot(_)), "{other:?}"),
+    }
 }

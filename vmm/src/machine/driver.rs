@@ -257,6 +257,9 @@ impl Driver {
     fn finish(&mut self) {
         self.machine.pause();
         self.machine.flush_console();
+        if let Some((client, reply)) = self.transfer.as_mut().and_then(Transfer::abandon) {
+            self.reply(client, &reply);
+        }
         self.refresh();
         for waiter in std::mem::take(&mut self.waiters) {
             self.reply(waiter.client, &MachineReply::Status(self.status.clone()));
@@ -320,10 +323,11 @@ impl Driver {
             && poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
         {
             let ended = typed.take();
-            if ended {
-                self.machine.signals().end(EndReason::Stopped, "");
+            if ended && let Err(refused) = self.stop() {
+                eprintln!("vmm: {refused}");
             }
         }
+        let Some(typed) = &mut self.typed else { return };
         if !typed.bytes.is_empty() {
             let taken = self.machine.input(typed.bytes.make_contiguous());
             typed.bytes.drain(..taken.min(typed.bytes.len()));
@@ -433,6 +437,18 @@ impl Driver {
         Ok(())
     }
 
+    /// Refuses changes that would be lost: the machine's state is on its way to another monitor.
+    fn changeable(&self) -> Result<(), Refused> {
+        self.transfer.as_ref().map_or(Ok(()), Transfer::changeable)
+    }
+
+    /// Ends the machine, unless that is not ours to say any more.
+    fn stop(&self) -> Result<(), Refused> {
+        self.transfer.as_ref().map_or(Ok(()), Transfer::may_end)?;
+        self.machine.signals().end(EndReason::Stopped, "");
+        Ok(())
+    }
+
     /// Refuses what cannot be done while the machine is on its way.
     fn no_transfer(&self, what: &str) -> Result<(), Refused> {
         match &self.transfer {
@@ -510,22 +526,20 @@ impl Driver {
                     }
                 })
             }
-            MachineCall::PowerButton => {
+            MachineCall::PowerButton => self.changeable().map(|()| {
                 self.machine.press_power_button();
                 self.status.power_button_presses += 1;
                 self.status.sequence += 1;
-                Ok(())
-            }
-            MachineCall::Stop => {
-                self.machine.signals().end(EndReason::Stopped, "");
-                Ok(())
-            }
+            }),
+            MachineCall::Stop => self.stop(),
             MachineCall::PlugDisk { key, read_only, serial, block_size, limits } => {
                 let queues = devices::disk_queues(self.machine.vcpus());
                 let of = BlkConfig { read_only, serial, queues, block_size, limits, ..BlkConfig::default() };
                 self.no_transfer("plug a disk in").and_then(|()| self.plug_disk(key, &of, fds.pop()))
             }
-            MachineCall::LimitDisk { key, limits } => self.limit_disk(&key, limits),
+            MachineCall::LimitDisk { key, limits } => {
+                self.changeable().and_then(|()| self.limit_disk(&key, limits))
+            }
             MachineCall::UnplugDisk { key } => {
                 self.no_transfer("unplug a disk").map(|()| self.unplug(self.machine.slots.disk(&key)))
             }
@@ -541,7 +555,9 @@ impl Driver {
                         self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
                     }),
             },
-            MachineCall::LimitNic { port, limits } => self.limit_nic(port, &limits),
+            MachineCall::LimitNic { port, limits } => {
+                self.changeable().and_then(|()| self.limit_nic(port, &limits))
+            }
             MachineCall::UnplugNic { port } => {
                 let free = self.no_transfer("unplug a network interface");
                 free.map(|()| self.unplug(self.machine.slots.nic(port)))
@@ -560,13 +576,15 @@ impl Driver {
                 Some(_) | None => Ok(()),
             },
             MachineCall::TakeBack => self.take_back(),
-            MachineCall::Balloon { target } => self.set_balloon(target),
+            MachineCall::Balloon { target } => self.changeable().and_then(|()| self.set_balloon(target)),
             MachineCall::BalloonStatus => match self.machine.slots.balloon() {
                 Some(balloon) => return self.reply(client, &MachineReply::Balloon(balloon)),
                 None => Err(no_balloon()),
             },
-            MachineCall::PlugVcpus { count } => self.plug_vcpus(count),
-            MachineCall::ResizeMemory { target } => self.resize_memory(target),
+            MachineCall::PlugVcpus { count } => self.changeable().and_then(|()| self.plug_vcpus(count)),
+            MachineCall::ResizeMemory { target } => {
+                self.changeable().and_then(|()| self.resize_memory(target))
+            }
             MachineCall::MemoryStatus => match self.machine.slots.plugged() {
                 Some(memory) => return self.reply(client, &MachineReply::Memory(memory)),
                 None => Err(no_plugging()),
@@ -582,7 +600,7 @@ impl Driver {
             MachineCall::Counts => {
                 return self.reply(client, &MachineReply::Counts(self.machine.slots.counts()));
             }
-            MachineCall::ResizeDisk { key } => self.resize(&key),
+            MachineCall::ResizeDisk { key } => self.changeable().and_then(|()| self.resize(&key)),
         };
         let reply = match result {
             Ok(()) => MachineReply::Done,

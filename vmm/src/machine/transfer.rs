@@ -6,6 +6,7 @@ use crate::control::ClientId;
 use crate::jail::{self, ThreadKind};
 use crate::migration::frame::Stream;
 use crate::migration::send::Sender;
+use crate::snapshot::SnapshotError;
 use crate::snapshot::live::Live;
 use std::fs::File;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use wire::machine::{
 pub struct Transfer {
     job: Arc<Job>,
     /// Who gets an answer at its end.
-    pub client: Option<ClientId>,
+    client: Option<ClientId>,
     /// Since when the machine stands still for it, and whether it runs afterwards.
     stopped: Option<(Instant, bool)>,
     stood: Duration,
@@ -38,6 +39,11 @@ pub struct Ended {
     pub status: TransferStatus,
     /// The machine is elsewhere, with what is to be said about that.
     pub gone: Option<String>,
+}
+
+fn handed_over() -> Refused {
+    Refused::conflict("the machine is being handed over to another monitor")
+        .remedy("ask again in a moment, here or there")
 }
 
 fn micros(time: Duration) -> u64 {
@@ -150,17 +156,52 @@ impl Transfer {
     /// # Errors
     /// When the machine is being handed over, and it is not ours to say any more.
     pub fn wants(&mut self, run: bool) -> Result<bool, Refused> {
+        self.changeable()?;
         let Some((_, runs)) = &mut self.stopped else { return Ok(false) };
+        *runs = run;
+        Ok(true)
+    }
+
+    /// Whether a change of the machine lasts.
+    ///
+    /// # Errors
+    /// When its state is on the way elsewhere: a change would be lost.
+    pub fn changeable(&self) -> Result<(), Refused> {
         if self.doubt.is_some() {
             return Err(Refused::conflict("it is not known whether this machine runs at its destination")
                 .remedy("look there; then say take_back when it never ran there, or stop"));
         }
-        if self.kind == TransferKind::Outgoing {
-            return Err(Refused::conflict("the machine is being handed over to another monitor")
-                .remedy("ask again in a moment, here or there"));
+        if self.stopped.is_some() && self.kind == TransferKind::Outgoing {
+            return Err(handed_over());
         }
-        *runs = run;
-        Ok(true)
+        Ok(())
+    }
+
+    /// Whether the machine may be ended here. A migration that is under way is cancelled by that.
+    ///
+    /// # Errors
+    /// When it may run at its destination before long, and the answer is not known yet.
+    pub fn may_end(&self) -> Result<(), Refused> {
+        // Somebody who ends a machine in doubt has looked.
+        if self.doubt.is_some() || self.job.cancel() { Ok(()) } else { Err(handed_over()) }
+    }
+
+    /// The machine ends here, before the transfer was over as far as the driver knows. Answers who waits, and for what.
+    pub fn abandon(&mut self) -> Option<(ClientId, MachineReply)> {
+        // Also when nobody asked for the end, as when the guest switched itself off.
+        let _ = self.job.cancel();
+        let client = self.client.take()?;
+        let stood = self.stopped.map_or(Duration::ZERO, |(since, _)| since.elapsed());
+        let reply = match self.job.take_outcome() {
+            Some((Outcome::Saved(memory_bytes), _)) => {
+                MachineReply::Snapshot(SnapshotTaken { memory_bytes, stood_us: micros(stood) })
+            }
+            Some((Outcome::Failed(why), _)) => MachineReply::Refused(why),
+            Some((Outcome::Gone | Outcome::InDoubt(_) | Outcome::Cancelled, _)) | None => {
+                MachineReply::Refused(Refused::conflict(SnapshotError::Ended.to_string()))
+            }
+        };
+        Some((client, reply))
     }
 
     /// A machine that is in doubt goes on here. Answers whether it was.
