@@ -1,6 +1,6 @@
 //! File descriptors over unix sockets: packets of at most [`PACKET`] bytes, with up to [`FDS`] descriptors each.
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -30,19 +30,15 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> std
 pub fn receive(socket: BorrowedFd<'_>) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0u8; PACKET];
     let mut space = nix::cmsg_space!([RawFd; FDS]);
-    let (length, flags, fds) = {
+    let (length, flags) = {
         let mut slices = [IoSliceMut::new(&mut bytes)];
-        let message =
-            recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        let mut fds = Vec::new();
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = control {
-                // SAFETY: the kernel just installed these descriptors for us, nobody else owns them.
-                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        (message.bytes, message.flags, fds)
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+        (message.bytes, message.flags)
     };
+    // SAFETY: the kernel just installed these descriptors for us, nobody else owns them.
+    let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+    let fds: Vec<OwnedFd> = wire::fd::received_rights(&space).into_iter().map(own).collect();
     if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a packet was cut on receipt"));
     }
@@ -126,6 +122,25 @@ mod tests {
         assert_eq!(text, "inside");
         drop(client);
         assert_eq!(receive(served.as_fd()).unwrap().0, b"");
+    }
+
+    #[test]
+    fn descriptors_of_a_packet_that_was_cut_are_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fd.sock");
+        let listener = listen(&path).unwrap();
+        let client = connect(&path).unwrap();
+        let served = nix::sys::socket::accept(listener.as_raw_fd()).unwrap();
+        #[allow(unsafe_code)]
+        // SAFETY: accept just returned it.
+        let served = unsafe { OwnedFd::from_raw_fd(served) };
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        send(client.as_fd(), b"many", &vec![writer.as_fd(); FDS + 5]).unwrap();
+        drop(writer);
+        let error = receive(served.as_fd()).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
+        // Nobody has the pipe's other end any more.
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]

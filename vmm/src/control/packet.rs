@@ -5,9 +5,10 @@
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, accept4, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockFlag, accept4, recvmsg, sendmsg};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use wire::fd::received_rights;
 use wire::machine::{MAX_PACKET, MachineReply};
 
 /// What a read found.
@@ -45,26 +46,21 @@ pub fn receive(socket: BorrowedFd<'_>, limit: usize) -> Received {
     let mut space = cmsg_space!([RawFd; 4]);
     let mut parts = [IoSliceMut::new(&mut buffer)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let (length, cut, fds) = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
-        Ok(message) => {
-            let mut fds = Vec::new();
-            for control in message.cmsgs().into_iter().flatten() {
-                if let ControlMessageOwned::ScmRights(raw) = control {
-                    // SAFETY: the kernel just installed these descriptors for us, and nobody else knows them.
-                    fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                }
-            }
-            let cut = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-            (message.bytes, cut, fds)
-        }
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)
+        .map(|message| (message.bytes, message.flags));
+    let (length, flags) = match received {
+        Ok(received) => received,
         Err(Errno::EAGAIN | Errno::EINTR) => return Received::Nothing,
         Err(_) => return Received::Closed,
     };
+    // SAFETY: the kernel just installed these descriptors for us, and nobody else knows them.
+    let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut fds: Vec<OwnedFd> = received_rights(&space).into_iter().map(own).collect();
+    let cut = flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
     if length == 0 || cut {
         return Received::Closed;
     }
     buffer.truncate(length);
-    let mut fds = fds;
     fds.truncate(MOST_FDS);
     Received::Packet(buffer, fds)
 }

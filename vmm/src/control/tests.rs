@@ -93,3 +93,17 @@ fn no_more_clients_than_the_limit() {
     server.take();
     assert!(server.clients.is_empty());
 }
+
+#[test]
+fn descriptors_beyond_what_a_call_has_are_closed() {
+    let (mut server, connect) = server();
+    let client = connect();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    // More than there is room for, and more than are kept.
+    for count in [9, 4] {
+        let _ = send_with(client.as_fd(), br#"{"call":"pause"}"#, &vec![writer.as_fd(); count]);
+    }
+    drop((writer, client));
+    while !server.take().is_empty() {}
+    assert_eq!(std::io::Read::read(&mut reader, &mut [0]).unwrap(), 0);
+}
