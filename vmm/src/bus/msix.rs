@@ -4,15 +4,19 @@
 //! vector writes its eventfd, which KVM turns into the message of the vector's route; any thread may do it without a lock. Signalling a
 //! closed one sets its pending bit, which opening delivers.
 //!
-//! A vector whose event was given away ([`Msix::event`]) is signalled by others, who know nothing of masks: while it is closed KVM does
-//! not listen, so that the event itself remembers what is pending.
+//! Others signal a vector by an event of their own ([`Msix::event`]), which is one more irqfd of the same route. They know nothing of
+//! masks: while the vector is closed KVM does not listen to it, so that the event itself remembers what is pending. The monitor neither
+//! reads nor writes such an event: whoever holds it can make both block, for `O_NONBLOCK` belongs to all who hold it together.
 
 use crate::machine::layout::IOAPIC_PINS;
 use crate::virtio::RestoreError;
+use crate::virtio::worker::borrow;
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::VmFd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
@@ -87,19 +91,20 @@ struct Vector {
     event: EventFd,
     gsi: u32,
     open: AtomicBool,
-    /// Others may write the event.
-    given: AtomicBool,
 }
 
-impl Vector {
-    /// Whether a given event was written while nobody listened.
+/// An event that others write.
+struct Given {
+    event: EventFd,
+    /// KVM listens to it.
+    attached: bool,
+}
+
+impl Given {
+    /// Whether it was written while nobody listened.
     fn waits(&self) -> bool {
-        let closed = self.given.load(Ordering::SeqCst) && !self.open.load(Ordering::SeqCst);
-        let waits = closed && self.event.read().is_ok();
-        if waits {
-            let _ = self.event.write(1);
-        }
-        waits
+        let mut fds = [PollFd::new(borrow(&self.event), PollFlags::POLLIN)];
+        !self.attached && poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 }
 
@@ -108,6 +113,8 @@ struct Table {
     control: u16,
     /// Vectors whose eventfd KVM listens to.
     attached: Vec<bool>,
+    /// Events that were given away, by vector.
+    given: BTreeMap<usize, Given>,
 }
 
 /// The MSI-X vectors of one device.
@@ -129,8 +136,7 @@ impl Msix {
         let vectors = (0..count)
             .map(|index| {
                 let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-                let (open, given) = (AtomicBool::new(false), AtomicBool::new(false));
-                Ok(Vector { event, gsi: first + u32::from(index), open, given })
+                Ok(Vector { event, gsi: first + u32::from(index), open: AtomicBool::new(false) })
             })
             .collect::<std::io::Result<Vec<_>>>()?;
         let mut bytes = vec![0u8; usize::from(count) * ENTRY];
@@ -139,7 +145,8 @@ impl Msix {
                 *control = 1;
             }
         }
-        let table = Mutex::new(Table { bytes, control: 0, attached: vec![false; usize::from(count)] });
+        let (attached, given) = (vec![false; usize::from(count)], BTreeMap::new());
+        let table = Mutex::new(Table { bytes, control: 0, attached, given });
         Ok(Self { routes, vectors, pending: AtomicU64::new(0), table })
     }
 
@@ -168,20 +175,27 @@ impl Msix {
         }
     }
 
-    /// The event that signals a vector, for others to write, whether or not it is open. `None` when there is no such vector.
+    /// The event by which others signal a vector, whether or not it is open. `None` when there is no such vector.
     pub fn event(&self, index: u16) -> Option<std::io::Result<EventFd>> {
-        let vector = self.vectors.get(usize::from(index))?;
+        let index = usize::from(index);
+        self.vectors.get(index)?;
         let mut table = self.table();
-        vector.given.store(true, Ordering::SeqCst);
-        self.settle(&mut table, usize::from(index));
-        Some(vector.event.try_clone())
+        if let Entry::Vacant(place) = table.given.entry(index) {
+            let event = match EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) {
+                Ok(event) => event,
+                Err(error) => return Some(Err(error)),
+            };
+            place.insert(Given { event, attached: false });
+            self.settle(&mut table, index);
+        }
+        table.given.get(&index).map(|given| given.event.try_clone())
     }
 
     /// What is pending: signalled while closed.
-    fn pending(&self) -> u64 {
-        let waits = (0u32..).zip(&self.vectors).filter(|(_, vector)| vector.waits());
+    fn pending(&self, table: &Table) -> u64 {
+        let waits = table.given.iter().filter(|(_, given)| given.waits());
         waits.fold(self.pending.load(Ordering::SeqCst), |bits, (index, _)| {
-            bits | 1u64.checked_shl(index).unwrap_or_default()
+            bits | u32::try_from(*index).ok().and_then(|index| 1u64.checked_shl(index)).unwrap_or_default()
         })
     }
 
@@ -202,7 +216,7 @@ impl Msix {
     #[must_use]
     pub fn save(&self) -> MsixState {
         let table = self.table();
-        let pending = self.pending();
+        let pending = self.pending(&table);
         MsixState { table: table.bytes.clone(), control: table.control, pending }
     }
 
@@ -251,7 +265,7 @@ impl Msix {
 
     /// Reads the pending bit array.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
-        let bits = self.pending().to_le_bytes();
+        let bits = self.pending(&self.table()).to_le_bytes();
         for (at, to) in (offset..).zip(data.iter_mut()) {
             *to = usize::try_from(at).ok().and_then(|at| bits.get(at)).copied().unwrap_or_default();
         }
@@ -272,19 +286,18 @@ impl Msix {
         };
         let address = u64::from(word(0)) | (u64::from(word(4)) << 32);
         let (data, masked) = (word(8), word(12) & VECTOR_MASK != 0);
-        if table.control & ENABLE == 0 || table.control & FUNCTION_MASK != 0 || masked {
+        let shut = table.control & ENABLE == 0 || table.control & FUNCTION_MASK != 0 || masked;
+        // A message that KVM refuses leaves the vector closed: the guest asked for nonsense.
+        if shut || !self.route(vector, address, data) {
             vector.open.store(false, Ordering::SeqCst);
-            if vector.given.load(Ordering::SeqCst)
-                && let Some(attached) = table.attached.get_mut(index).filter(|attached| **attached)
-            {
-                *attached = self.routes.vm.unregister_irqfd(&vector.event, vector.gsi).is_err();
+            if let Some(given) = table.given.get_mut(&index).filter(|given| given.attached) {
+                given.attached = self.routes.vm.unregister_irqfd(&given.event, vector.gsi).is_err();
             }
             return;
         }
-        // A message that KVM refuses leaves the vector closed: the guest asked for nonsense.
-        if self.routes.set(vector.gsi, Some((address, data))).is_err() {
-            let _ = self.routes.set(vector.gsi, None);
-            return;
+        if let Some(given) = table.given.get_mut(&index).filter(|given| !given.attached) {
+            // What it remembers is delivered by this.
+            given.attached = self.routes.vm.register_irqfd(&given.event, vector.gsi).is_ok();
         }
         if let Some(attached) = table.attached.get_mut(index).filter(|attached| !**attached) {
             if self.routes.vm.register_irqfd(&vector.event, vector.gsi).is_err() {
@@ -298,14 +311,29 @@ impl Msix {
             let _ = vector.event.write(1);
         }
     }
+
+    /// Gives a vector its message; answers whether KVM takes it.
+    fn route(&self, vector: &Vector, address: u64, data: u32) -> bool {
+        let taken = self.routes.set(vector.gsi, Some((address, data))).is_ok();
+        if !taken {
+            let _ = self.routes.set(vector.gsi, None);
+        }
+        taken
+    }
 }
 
 impl Drop for Msix {
     fn drop(&mut self) {
-        let attached = std::mem::take(&mut self.table().attached);
+        let mut table = self.table();
+        let attached = std::mem::take(&mut table.attached);
         for (vector, attached) in self.vectors.iter().zip(attached) {
             if attached {
                 let _ = self.routes.vm.unregister_irqfd(&vector.event, vector.gsi);
+            }
+        }
+        for (index, given) in std::mem::take(&mut table.given) {
+            if let Some(vector) = self.vectors.get(index).filter(|_| given.attached) {
+                let _ = self.routes.vm.unregister_irqfd(&given.event, vector.gsi);
             }
         }
         if let (Some(first), Some(last)) = (self.vectors.first(), self.vectors.last()) {

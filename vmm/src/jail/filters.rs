@@ -148,6 +148,8 @@ pub const VCPU: &[&[Allow]] = &[
         Any(libc::SYS_pread64),
         Any(libc::SYS_ftruncate),
         Any(libc::SYS_fdatasync),
+        // Pending interrupts of events that other processes write.
+        Any(libc::SYS_poll),
         // Debug builds look at a descriptor before they close it.
         OneOf(libc::SYS_fcntl, 1, &[libc::F_GETFD as u64]),
     ],

@@ -631,7 +631,12 @@ impl Driver {
         let (socket, memory) = (with_fd(fd)?, slots.guest_memory());
         let made = devices::backend(device, socket, &memory, self.machine.vcpus(), notify);
         let (role, device) = made.map_err(refuse)?;
-        self.machine.slots.plug(role, device, true).map(drop).map_err(refuse)
+        self.machine.slots.plug(role, device, true).map_err(refuse)?;
+        // What another process writes is not in the log, and that process may be gone by the next snapshot: that has to be a whole one.
+        if let (vm, memory, Some(log)) = self.machine.lend() {
+            let _ = log.stop(&vm, &memory);
+        }
+        Ok(())
     }
 
     fn connect_backend(&self, device: &BackendName, fd: Option<OwnedFd>) -> Result<(), Refused> {

@@ -164,6 +164,10 @@ fn serve(
     };
     let mut driver = match config.incoming {
         None => {
+            if config.restore.as_ref().is_some_and(|from| from.track) && !config.backends.is_empty() {
+                let text = "what other processes write is not tracked: restore without `track`";
+                return Err(ServeError::Config(text.into()));
+            }
             let (origin, slots) = origin(config, descriptors)?;
             let mut built = build(setup(kvm, origin))?;
             let mut made = made;
@@ -272,7 +276,9 @@ fn memory_devices(
         let signals = built.slots().signals();
         let (socket, memory) = (descriptors.take(backend.socket_fd)?, built.slots().guest_memory());
         let notify = Arc::new(move || signals.wake());
-        let device = devices::backend(&backend.device, socket, &memory, config.vcpus, notify);
+        // As when it is plugged in later: a snapshot is restored to the same queues.
+        let vcpus = config.max_vcpus.unwrap_or(config.vcpus);
+        let device = devices::backend(&backend.device, socket, &memory, vcpus, notify);
         made.push(device.map_err(BuildError::from)?);
     }
     Ok(made)

@@ -118,6 +118,12 @@ pub trait VirtioDevice: Send {
     /// Interrupts of some queues come by other vectors now: tells who sends them directly, by [`Interrupt::event`].
     fn rewire(&mut self) {}
 
+    /// Makes a device look at a queue whose event is not the monitor's to write, because another process holds it. Answers whether this is
+    /// such a device; others are kicked by the event.
+    fn kick(&self, _queue: u16) -> bool {
+        false
+    }
+
     /// Gives a device that another process works a connection to another such process; `None` for other devices.
     ///
     /// # Errors

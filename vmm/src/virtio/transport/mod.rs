@@ -297,7 +297,7 @@ impl VirtioPci {
         // Kicks that came before now are not known one by one; a kick too many is harmless, and so is an interrupt too many: one may
         // have been on its way when the state was saved.
         for (index, kick) in &self.kicks {
-            let _ = kick.write(1);
+            self.kick(*index, kick);
             if restored {
                 self.interrupt.queue(*index);
             }
@@ -333,7 +333,13 @@ impl VirtioPci {
     fn notify(&self, offset: u32) {
         let queue = u16::try_from(offset / NOTIFY_MULTIPLIER).unwrap_or(u16::MAX);
         if let Some((_, kick)) = self.kicks.iter().find(|(index, _)| *index == queue) {
-            let _ = kick.write(1);
+            self.kick(queue, kick);
+        }
+    }
+
+    fn kick(&self, queue: u16, event: &EventFd) {
+        if !self.device.kick(queue) {
+            let _ = event.write(1);
         }
     }
 

@@ -273,3 +273,25 @@ fn a_hostile_driver_neither_panics_nor_starts_a_device_twice() {
     });
     outcome.unwrap();
 }
+
+#[test]
+fn an_event_that_its_holder_keeps_full_blocks_nobody() {
+    let Some(host) = host() else { return };
+    host.vm.create_irq_chip().unwrap();
+    let msix = Msix::new(host.routes.clone(), 2, 2).unwrap();
+    let event = msix.event(1).unwrap().unwrap();
+    crate::virtio::vhost_user::testing::fill(&event);
+    // Closed: it is pending, as often as one looks; our own signals are besides.
+    for _ in 0..2 {
+        assert_eq!(msix.save().pending, 2);
+    }
+    msix.signal(1);
+    msix.signal(0);
+    assert_eq!(msix.save().pending, 3);
+    // Open: KVM takes what waits from both, and nothing is pending any more.
+    let message: Vec<u8> = [0xfee0_0000u32, 0, 0x41, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    msix.write_table(16, &message);
+    msix.set_control(1 << 15);
+    msix.signal(1);
+    assert_eq!(msix.save().pending, 1);
+}

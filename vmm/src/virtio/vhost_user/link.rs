@@ -30,7 +30,7 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 const TOLD_BASE: u64 = 1 << 44;
 
 /// How long requests that a back end has taken may take to be done once it was asked to stop.
-const DRAIN: Duration = Duration::from_secs(2);
+pub const DRAIN: Duration = Duration::from_secs(2);
 
 /// Why a back end is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -86,9 +86,9 @@ pub struct Ring {
     pub index: u16,
     /// Where it is and how far.
     pub queue: Queue,
-    /// The driver's kick, which KVM writes.
+    /// The driver's kick, which KVM writes. Only the back end's thread may, too, by [`Ring::kick`].
     pub kick: EventFd,
-    /// The driver's interrupt, which KVM reads.
+    /// The driver's interrupt, which KVM reads. The back end's to write: [`Rings::interrupt`] is for others.
     pub call: EventFd,
 }
 
@@ -100,11 +100,17 @@ pub struct Rings {
     pub features: u64,
     /// Those that it set up.
     pub rings: Vec<Ring>,
-    /// Configuration interrupts.
+    /// Interrupts from the monitor itself.
     pub interrupt: Arc<dyn Interrupt>,
 }
 
 impl Ring {
+    /// Tells the back end to look at the queue. This may block for as long as a back end likes that has filled the event, which cutting
+    /// the connection does not end.
+    pub fn kick(&self) {
+        let _ = self.kick.write(1);
+    }
+
     fn index_at(&self, memory: &Memory, ring: u64) -> u16 {
         // Flags, then the index.
         let at = ring.checked_add(2).map(GuestAddress);
@@ -253,8 +259,8 @@ impl Link {
         }
         for ring in &rings.rings {
             // Kicks may have gone to nobody, and so may interrupts: one too many of either is harmless.
-            let _ = ring.kick.write(1);
-            let _ = ring.call.write(1);
+            ring.kick();
+            rings.interrupt.queue(ring.index);
         }
         Ok(())
     }
@@ -284,7 +290,7 @@ impl Link {
         for ring in &rings.rings {
             let told = self.frontend.set_vring_call(usize::from(ring.index), &ring.call);
             told.map_err(spoke("change an interrupt"))?;
-            let _ = ring.call.write(1);
+            rings.interrupt.queue(ring.index);
         }
         Ok(())
     }

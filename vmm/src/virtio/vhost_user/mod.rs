@@ -142,6 +142,11 @@ impl VirtioDevice for VhostUser {
         }
     }
 
+    fn kick(&self, queue: u16) -> bool {
+        self.peer.kick(queue);
+        true
+    }
+
     fn refresh_size(&mut self) -> io::Result<Option<u64>> {
         if !matches!(self.kind, Kind::Disk { .. }) {
             return Ok(None);

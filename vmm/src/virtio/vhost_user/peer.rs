@@ -2,7 +2,11 @@
 //!
 //! Back ends are other people's programs: they answer late, wrongly or never. So nobody but this thread speaks to them, and whoever
 //! waits for it does so with a deadline, at which the connection is cut: then whatever the thread was doing ends at once. A device
-//! whose back end is gone keeps its queues, and the next back end goes on with them.
+//! whose back end is gone keeps its queues, and the next back end goes on with them. How long a guest can make the monitor wait for a slow
+//! back end is rationed ([`Patience`]).
+//!
+//! A back end holds the events that it is kicked by, and can make whoever writes one block, connection or not. So only this thread does, and
+//! when it does not come back even then, the device is given up for good: nobody waits for the thread any more.
 //!
 //! ```text
 //!               open                     start
@@ -19,23 +23,29 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use wire::machine::BackendState;
 
 use super::kind::{Kind, sectors};
-use super::link::{Inflight, Link, LinkError, Offer, Rings};
+use super::link::{DRAIN, Inflight, Link, LinkError, Offer, Rings};
 use crate::virtio::QueueProgress;
 use crate::virtio::worker::{Confine, borrow};
 
 /// Longest that a back end may take for what somebody waits for.
 pub const ANSWER: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(5) };
+
+/// Longest that the thread may take once its connection is cut.
+const CUT: Duration = ANSWER.saturating_add(DRAIN);
+
+/// Of what time passes, the part that may be waited for what a guest makes its back end do; [`ANSWER`] can be saved up.
+const RATION: u32 = 4;
 
 /// Lines about a back end that are logged before silence.
 const LOG_LINES: u32 = 50;
@@ -59,6 +69,33 @@ struct Shared {
     state: AtomicU8,
     /// The connection, to be cut.
     line: Mutex<Option<UnixStream>>,
+    /// Queues to kick, as bits.
+    kicks: AtomicU64,
+    /// The thread hangs, and nobody waits for it any more.
+    hangs: AtomicBool,
+}
+
+/// How long may be waited for what the guest causes.
+pub(super) struct Patience {
+    left: Duration,
+    at: Instant,
+}
+
+impl Patience {
+    pub(super) fn new() -> Self {
+        Self { left: ANSWER, at: Instant::now() }
+    }
+
+    pub(super) fn left(&mut self) -> Duration {
+        let earned = self.at.elapsed() / RATION;
+        self.at = Instant::now();
+        self.left = self.left.saturating_add(earned).min(ANSWER);
+        self.left
+    }
+
+    pub(super) fn spend(&mut self, time: Duration) {
+        (self.left, self.at) = (self.left.saturating_sub(time), Instant::now());
+    }
 }
 
 impl Shared {
@@ -84,6 +121,9 @@ pub struct Peer {
     wake: EventFd,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
+    patience: Mutex<Patience>,
 }
 
 impl Peer {
@@ -101,7 +141,12 @@ impl Peer {
         let wake = EventFd::new(EFD_NONBLOCK)?;
         let (heard, cut) = (wake.try_clone()?, stream.try_clone()?);
         stream.set_nonblocking(false)?;
-        let shared = Arc::new(Shared { state: AtomicU8::new(CONNECTED), line: Mutex::new(Some(cut)) });
+        let shared = Arc::new(Shared {
+            state: AtomicU8::new(CONNECTED),
+            line: Mutex::new(Some(cut)),
+            kicks: AtomicU64::new(0),
+            hangs: AtomicBool::new(false),
+        });
         let (orders, ordered) = channel();
         let mut talker = Talker {
             name,
@@ -116,12 +161,17 @@ impl Peer {
             unknown: false,
             logged: 0,
         };
-        let run = move || match confine() {
-            Ok(()) => talker.run(&heard, &ordered),
-            Err(error) => talker.log(&format!("cannot be confined: {error}")),
+        let (ends, ended) = channel();
+        let run = move || {
+            let _ends: Sender<()> = ends;
+            match confine() {
+                Ok(()) => talker.run(&heard, &ordered),
+                Err(error) => talker.log(&format!("cannot be confined: {error}")),
+            }
         };
         let thread = std::thread::Builder::new().name("vhost-user".to_owned()).spawn(run)?;
-        let peer = Self { orders: Some(orders), wake, shared, thread: Some(thread) };
+        let patience = Mutex::new(Patience::new());
+        let peer = Self { orders: Some(orders), wake, shared, thread: Some(thread), ended, patience };
         let offer = peer.ask(|answer| Order::Connect(stream, Some(answer)));
         match offer {
             Some(Ok(offer)) => Ok((peer, offer)),
@@ -133,6 +183,9 @@ impl Peer {
     /// How the back end is.
     #[must_use]
     pub fn state(&self) -> BackendState {
+        if self.hangs() {
+            return BackendState::Lost;
+        }
         match self.shared.state.load(Ordering::Acquire) {
             CONNECTED => BackendState::Connected,
             STUCK => BackendState::Stuck,
@@ -146,6 +199,10 @@ impl Peer {
     /// # Errors
     /// When it cannot be used at all, or the back end before is still there.
     pub fn connect(&self, stream: UnixStream) -> io::Result<()> {
+        if self.hangs() {
+            let why = "the back end before does not let go of the device: restart the machine";
+            return Err(io::Error::other(why));
+        }
         if self.shared.state.load(Ordering::Acquire) == CONNECTED {
             let why = "its back end is still connected: end that first";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
@@ -162,12 +219,12 @@ impl Peer {
 
     /// The driver is ready: works these queues from where they are.
     pub fn start(&self, rings: Rings) {
-        self.ask(|answer| Order::Start(Box::new(rings), answer));
+        self.ask_for_guest(|answer| Order::Start(Box::new(rings), answer));
     }
 
     /// The driver has reset the device.
     pub fn stop(&self) {
-        self.ask(Order::Stop);
+        self.ask_for_guest(Order::Stop);
     }
 
     /// Returns once the back end does not touch guest memory any more, with how far the queues are.
@@ -183,7 +240,7 @@ impl Peer {
 
     /// Interrupts of the started queues, in their order, come by these events from now on.
     pub fn rewire(&self, calls: Vec<EventFd>) {
-        self.ask(|answer| Order::Rewire(calls, answer));
+        self.ask_for_guest(|answer| Order::Rewire(calls, answer));
     }
 
     /// The configuration space as the back end tells it now.
@@ -204,18 +261,50 @@ impl Peer {
         }
     }
 
-    /// Gives an order and waits for what comes of it; cuts the connection when that takes too long.
+    /// Makes the back end look at a queue.
+    pub fn kick(&self, queue: u16) {
+        let bit = 1u64.checked_shl(queue.into()).unwrap_or_default();
+        self.shared.kicks.fetch_or(bit, Ordering::AcqRel);
+        let _ = self.wake.write(1);
+    }
+
+    /// The thread is given up.
+    fn hangs(&self) -> bool {
+        self.shared.hangs.load(Ordering::Acquire)
+    }
+
+    /// Gives an order and waits for what comes of it; cuts the connection when that takes too long, and gives the thread up when that does
+    /// not help.
     fn ask<T>(&self, order: impl FnOnce(Sender<T>) -> Order) -> Option<T> {
+        self.ask_within(ANSWER, order)
+    }
+
+    /// Likewise for what a guest can cause as often as it likes.
+    fn ask_for_guest<T>(&self, order: impl FnOnce(Sender<T>) -> Order) -> Option<T> {
+        let mut patience = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let (longest, begin) = (patience.left(), Instant::now());
+        let answer = self.ask_within(longest, order);
+        patience.spend(begin.elapsed());
+        answer
+    }
+
+    fn ask_within<T>(&self, longest: Duration, order: impl FnOnce(Sender<T>) -> Order) -> Option<T> {
+        if self.hangs() {
+            return None;
+        }
         let (answer, answers) = channel();
         self.order(order(answer));
-        match answers.recv_timeout(ANSWER) {
-            Ok(answer) => Some(answer),
-            Err(RecvTimeoutError::Timeout) => {
-                self.shared.cut();
-                answers.recv().ok()
-            }
-            Err(RecvTimeoutError::Disconnected) => None,
+        match answers.recv_timeout(longest) {
+            Ok(answer) => return Some(answer),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => self.shared.cut(),
         }
+        match answers.recv_timeout(CUT) {
+            Ok(answer) => return Some(answer),
+            Err(RecvTimeoutError::Disconnected) => {}
+            Err(RecvTimeoutError::Timeout) => self.shared.hangs.store(true, Ordering::Release),
+        }
+        None
     }
 }
 
@@ -224,7 +313,9 @@ impl Drop for Peer {
         self.orders = None;
         self.shared.cut();
         let _ = self.wake.write(1);
-        if let Some(thread) = self.thread.take() {
+        let longest = if self.hangs() { Duration::ZERO } else { CUT };
+        let ended = self.ended.recv_timeout(longest) != Err(RecvTimeoutError::Timeout);
+        if let Some(thread) = self.thread.take().filter(|_| ended) {
             let _ = thread.join();
         }
     }
@@ -270,6 +361,20 @@ impl Talker {
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
+            }
+            self.kick();
+        }
+    }
+
+    /// Kicks what is to be kicked. Without a back end there is no need: the next one looks at all queues.
+    fn kick(&self) {
+        let kicks = self.shared.kicks.swap(0, Ordering::AcqRel);
+        if kicks == 0 || self.link.is_none() {
+            return;
+        }
+        for ring in self.rings.iter().flat_map(|rings| &rings.rings) {
+            if kicks & 1u64.checked_shl(ring.index.into()).unwrap_or_default() != 0 {
+                ring.kick();
             }
         }
     }
@@ -320,6 +425,7 @@ impl Talker {
             Order::Connect(stream, answer) => self.connect(stream, answer),
             Order::Start(rings, answer) => {
                 (self.rings, self.paused, self.inflight) = (Some(rings), false, None);
+                self.unknown = false;
                 self.go();
                 let _ = answer.send(());
             }
@@ -330,6 +436,8 @@ impl Talker {
                     self.lose(&error.to_string());
                 }
                 (self.rings, self.paused, self.inflight) = (None, false, None);
+                // What was under way is of no interest to a driver that begins anew.
+                self.unknown = false;
                 if self.shared.state.load(Ordering::Acquire) == STUCK {
                     self.set_state(CONNECTED);
                 }

@@ -5,13 +5,16 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vm_memory::{FileOffset, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::kind::Kind;
 use super::link::{Link, LinkError, Ring as LinkRing, Rings};
 use crate::virtio::testing::{Counter, Ring};
+use crate::virtio::worker::borrow;
 use crate::virtio::{Interrupt, Memory};
 
 /// Guest memory that other processes can map.
@@ -46,6 +49,16 @@ pub fn rings(memory: &Arc<Memory>, count: u16) -> (Vec<Ring>, Rings, Arc<Counter
     });
     let rings = Rings { memory: Arc::clone(memory), features: 1 << 32, rings: rings.collect(), interrupt };
     (drivers, rings, counter)
+}
+
+/// Makes whoever writes an event block, as everybody can who holds it.
+///
+/// # Panics
+/// When it is full already.
+pub fn fill(event: &EventFd) {
+    let blocking = fcntl(borrow(event), FcntlArg::F_SETFL(OFlag::empty()));
+    blocking.unwrap_or_else(|error| panic!("no other flags: {error}"));
+    event.write(u64::MAX - 1).unwrap_or_else(|error| panic!("cannot fill it: {error}"));
 }
 
 /// Size of an honest answer's body to a request; `None` for those that have none of their own.

@@ -1,7 +1,7 @@
 use super::kind::Kind;
 use super::link::LinkError;
-use super::peer::{ANSWER, Peer};
-use super::testing::{converse, rings, shared_memory};
+use super::peer::{ANSWER, Patience, Peer};
+use super::testing::{converse, fill, rings, shared_memory};
 use crate::virtio::testing::{activation, memory};
 use crate::virtio::worker::unconfined;
 use crate::virtio::{VirtioDevice, bits};
@@ -153,4 +153,47 @@ fn the_guest_sees_its_link_go_down_with_the_back_end() {
         std::thread::yield_now();
     }
     device.reset();
+}
+
+#[test]
+fn a_back_end_that_keeps_an_event_full_costs_a_bounded_time_and_the_device() {
+    let notified = Arc::default();
+    let (peer, _line) = peer(&YES, &notified);
+    let peer = peer.unwrap();
+    let (_drivers, rings, _counter) = rings(&shared_memory(), 2);
+    let kick = rings.rings[1].kick.try_clone().unwrap();
+    fill(&kick);
+    let begin = Instant::now();
+    peer.start(rings);
+    assert!(begin.elapsed() >= ANSWER);
+    assert_eq!(peer.state(), BackendState::Lost);
+    // From now on nobody waits.
+    let given_up = Instant::now();
+    peer.kick(1);
+    peer.stop();
+    assert_eq!(peer.pause().len(), 0);
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    assert!(peer.connect(ours).unwrap_err().to_string().contains("restart the machine"));
+    drop(peer);
+    assert!(given_up.elapsed() < ANSWER, "{:?}", given_up.elapsed());
+    // Lets the thread end.
+    kick.read().unwrap();
+}
+
+#[test]
+fn a_guest_s_waits_for_a_slow_back_end_are_rationed() {
+    let mut patience = Patience::new();
+    assert_eq!(patience.left(), ANSWER);
+    // One that answers each time, always just before it would be cut, is soon cut.
+    patience.spend(ANSWER / 2);
+    assert!(patience.left() < ANSWER * 3 / 4);
+    patience.spend(ANSWER / 2);
+    patience.spend(ANSWER / 2);
+    assert!(patience.left() < ANSWER / 2, "{:?}", patience.left());
+    // What was waited comes back in time, and not more.
+    let deadline = Instant::now() + ANSWER * 20;
+    while patience.left() < ANSWER {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
