@@ -30,7 +30,7 @@ fn take(said: &[u8]) {
     let tsc = Tsc { khz: 0, scales: false };
     let host = Host { vcpus: 1, memory: MiB(32), supported, roles: vec![Role::Rng], tsc };
     let ram = Ram::new(MiB(32), MemoryBacking::default());
-    if let Ok(received) = receive(stream, &host, &ram, &mut |_| Ok(())) {
+    if let Ok(received) = receive(stream, &host, &mut || Ok(ram.reserve()?), &mut |_| Ok(())) {
         received.state.check().expect("a state that came can be restored");
     }
 }

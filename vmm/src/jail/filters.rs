@@ -254,6 +254,20 @@ pub const MOVER: &[&[Allow]] = &[
     ],
 ];
 
+/// Who takes in what another monitor sends, before there is a machine: reads the stream and answers the control socket. Memory to put it
+/// into is made by the thread that started it.
+pub const RECEIVER: &[&[Allow]] = &[
+    COMMON,
+    &[
+        Any(libc::SYS_poll),
+        Any(libc::SYS_accept4),
+        Any(libc::SYS_recvmsg),
+        Any(libc::SYS_sendmsg),
+        // Debug builds look at a descriptor before they close it.
+        OneOf(libc::SYS_fcntl, 1, &[libc::F_GETFD as u64]),
+    ],
+];
+
 /// Who speaks to another process that works a device: sends and receives messages with descriptors, signals events, and nothing else.
 pub const BACKEND: &[&[Allow]] = &[
     COMMON,

@@ -44,6 +44,8 @@ pub enum ThreadKind {
     Mover,
     /// Who speaks to another process that works a device.
     Backend,
+    /// Who takes in what another monitor sends.
+    Receiver,
 }
 
 /// Why the jail could not be entered.
@@ -158,6 +160,7 @@ struct Programs {
     sockets: BpfProgram,
     mover: BpfProgram,
     backend: BpfProgram,
+    receiver: BpfProgram,
 }
 
 static PROGRAMS: OnceLock<Programs> = OnceLock::new();
@@ -176,6 +179,7 @@ pub fn arm() -> Result<(), JailError> {
         sockets: compile(filters::SOCKETS).map_err(bad)?,
         mover: compile(filters::MOVER).map_err(bad)?,
         backend: compile(filters::BACKEND).map_err(bad)?,
+        receiver: compile(filters::RECEIVER).map_err(bad)?,
     };
     bound_arenas();
     let _ = PROGRAMS.set(programs);
@@ -215,6 +219,7 @@ pub fn confine(kind: ThreadKind) -> std::io::Result<()> {
         ThreadKind::Sockets => apply(&programs.sockets),
         ThreadKind::Mover => apply(&programs.mover),
         ThreadKind::Backend => apply(&programs.backend),
+        ThreadKind::Receiver => apply(&programs.receiver),
     }
 }
 

@@ -22,13 +22,14 @@ fn under(kind: ThreadKind, act: fn()) -> WaitStatus {
     }
 }
 
-const KINDS: [ThreadKind; 6] = [
+const KINDS: [ThreadKind; 7] = [
     ThreadKind::Driver,
     ThreadKind::Vcpu,
     ThreadKind::Worker,
     ThreadKind::Sockets,
     ThreadKind::Mover,
     ThreadKind::Backend,
+    ThreadKind::Receiver,
 ];
 
 #[test]
@@ -234,13 +235,14 @@ fn rules(lists: &[&[Allow]]) -> Vec<Rule> {
     lists.iter().copied().flatten().flat_map(rules).collect()
 }
 
-const FILTERS: [(ThreadKind, &[&[Allow]]); 6] = [
+const FILTERS: [(ThreadKind, &[&[Allow]]); 7] = [
     (ThreadKind::Driver, filters::DRIVER),
     (ThreadKind::Vcpu, filters::VCPU),
     (ThreadKind::Worker, filters::WORKER),
     (ThreadKind::Sockets, filters::SOCKETS),
     (ThreadKind::Mover, filters::MOVER),
     (ThreadKind::Backend, filters::BACKEND),
+    (ThreadKind::Receiver, filters::RECEIVER),
 ];
 
 #[test]

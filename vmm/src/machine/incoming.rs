@@ -2,16 +2,18 @@
 
 use super::cpuid::{self, Layout};
 use super::job::begun;
-use super::memory::Ram;
+use super::memory::{MemoryError, Ram};
 use super::slots::Role;
 use super::{BuildError, Life, Machine, Origin, Source, kvm};
 use crate::control::{ClientId, Incoming, Server};
+use crate::jail::{self, ThreadKind};
 use crate::migration::announce;
 use crate::migration::describe::{Host, Tsc};
 use crate::migration::frame::{Kind, Stream, StreamError};
 use crate::migration::receive::{ReceiveError, Received, receive, refuse};
 use kvm_ioctls::{Cap, Kvm};
 use std::fs::File;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use wire::Refused;
 use wire::ids::Mac;
@@ -164,6 +166,35 @@ pub struct Arrival {
     stopped: Instant,
 }
 
+/// Reads the stream in a thread of its own, which may do nothing else: what comes over it is not believed, and this thread may still do
+/// all that building a machine takes.
+fn confined(
+    stream: Stream,
+    host: &Host,
+    ram: &Ram,
+    reception: &mut Reception,
+) -> Result<Received, ReceiveError> {
+    let (wants, wanted) = channel::<()>();
+    let (gives, given) = channel();
+    std::thread::scope(|scope| {
+        let receiver = std::thread::Builder::new().name("receiver".into()).spawn_scoped(scope, move || {
+            jail::confine(ThreadKind::Receiver).map_err(ReceiveError::Thread)?;
+            let mut reserve = || {
+                let _ = wants.send(());
+                let made: Result<_, MemoryError> = given.recv().map_err(|_| StreamError::Cancelled)?;
+                Ok(made?)
+            };
+            receive(stream, host, &mut reserve, &mut |status| reception.look(status))
+        });
+        let receiver = receiver.map_err(ReceiveError::Thread)?;
+        // Until the thread ends.
+        for () in wanted {
+            let _ = gives.send(ram.reserve());
+        }
+        receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Takes a machine in.
 ///
 /// # Errors
@@ -175,7 +206,7 @@ pub fn take_in(
     interfaces: Vec<(File, Mac)>,
     reception: &mut Reception,
 ) -> Result<(Origin, Arrival), ReceiveError> {
-    let received = receive(stream, host, ram, &mut |status| reception.look(status))?;
+    let received = confined(stream, host, ram, reception)?;
     let Received { stream, state, memory, stopped, runs, status } = received;
     let origin =
         Origin::Snapshot { state, memory: Source::Ready(memory), track: false, life: Life::Same { stopped } };

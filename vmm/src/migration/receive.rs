@@ -3,7 +3,6 @@
 use super::describe::{Description, Host};
 use super::frame::{Frame, Kind, Stream, StreamError, words};
 use crate::machine::job::begun;
-use crate::machine::memory::Ram;
 use crate::snapshot::memory::PAGE;
 use crate::snapshot::pages::Pages;
 use crate::snapshot::{MachineState, file};
@@ -33,10 +32,16 @@ pub enum ReceiveError {
     /// The source gave up.
     #[error("the source gave up: {0}")]
     GivenUp(String),
+    /// No thread that may read the stream.
+    #[error("cannot start a confined thread that takes the machine in: {0}")]
+    Thread(std::io::Error),
 }
 
 /// Whoever watches a machine come: hears how far it is, and may end it.
 pub type Watch<'w> = &'w mut dyn FnMut(&TransferStatus) -> Result<(), StreamError>;
+
+/// Makes memory for the machine, once it is known to fit.
+pub type Reserve<'r> = &'r mut dyn FnMut() -> Result<Memory, ReceiveError>;
 
 /// A machine that came and does not run yet.
 #[derive(Debug)]
@@ -62,11 +67,11 @@ pub struct Received {
 pub fn receive(
     mut stream: Stream,
     host: &Host,
-    ram: &Ram,
+    reserve: Reserve<'_>,
     watch: Watch<'_>,
 ) -> Result<Received, ReceiveError> {
     let mut status = begun(TransferKind::Incoming);
-    match take(&mut stream, host, ram, &mut status, watch) {
+    match take(&mut stream, host, reserve, &mut status, watch) {
         Ok(taken) => {
             let Taken { state, memory, stopped, runs } = taken;
             Ok(Received { stream, state, memory, stopped, runs, status })
@@ -94,7 +99,7 @@ struct Taken {
 fn take(
     stream: &mut Stream,
     host: &Host,
-    ram: &Ram,
+    reserve: Reserve<'_>,
     status: &mut TransferStatus,
     watch: Watch<'_>,
 ) -> Result<Taken, ReceiveError> {
@@ -111,7 +116,7 @@ fn take(
     if let Some(why) = unfit {
         return Err(ReceiveError::Unfit(why));
     }
-    let memory = ram.reserve()?;
+    let memory = reserve()?;
     stream.send(Kind::Accept, 0, 0, &[], &mut || watch(status))?;
 
     let mut place = Inbox { came: Pages::none(&memory), memory: &memory };
@@ -209,6 +214,7 @@ pub fn place(memory: &Memory, at: u64, length: u64) -> Result<(usize, std::ops::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::memory::Ram;
     use crate::machine::slots::Role;
     use crate::migration::describe::Tsc;
     use kvm_bindings::{CpuId, kvm_cpuid_entry2};
@@ -253,7 +259,7 @@ mod tests {
         });
         let ram = Ram::new(MiB(32), MemoryBacking::default());
         let stream = Stream::new(one.into()).unwrap();
-        let came = receive(stream, &host(), &ram, &mut |_| Ok(()));
+        let came = receive(stream, &host(), &mut || Ok(ram.reserve()?), &mut |_| Ok(()));
         drop(writer.join().unwrap());
         came.map_err(|error| error.to_string())
     }
