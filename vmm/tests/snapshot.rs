@@ -14,7 +14,9 @@ use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 use wire::MiB;
-use wire::machine::{EndReason, MachineCall, MachineReply, MachineState, TransferKind, TransferPhase};
+use wire::machine::{
+    BalloonConfig, EndReason, MachineCall, MachineReply, MachineState, TransferKind, TransferPhase,
+};
 
 /// Where the generation id is.
 const GENERATION: u32 = 0xf_e000;
@@ -92,6 +94,27 @@ fn a_guest_goes_on_from_the_same_count_in_another_process() {
         let mut third = restored(machine(vcpus), &again);
         press(&mut third, &counted(5));
     }
+}
+
+#[test]
+fn a_restored_machine_stands_still_when_asked_and_may_lack_the_balloon() {
+    if !kvm() {
+        return;
+    }
+    let mut first = Guest::start(machine(1));
+    first.wait_console("ready");
+    press(&mut first, &counted(1));
+    let (files, _) = first.snapshot();
+    let balloon = Some(BalloonConfig { target: MiB(0), deflate_on_oom: true });
+    let mut second = restored(Plan { paused: true, balloon, ..machine(1) }, &files);
+    assert_eq!(second.status().state, MachineState::Paused);
+    assert!(matches!(second.call(&MachineCall::BalloonStatus), MachineReply::Refused(_)));
+    second.done(&MachineCall::PowerButton);
+    assert_eq!(second.status().state, MachineState::Paused);
+    assert_eq!(second.console(), "");
+    second.done(&MachineCall::Resume);
+    second.wait_console(&counted(2));
+    assert_eq!(second.console(), counted(2));
 }
 
 #[test]

@@ -204,6 +204,8 @@ fn spawn(
             state_fd: state.as_raw_fd(),
             memory_fd: memory.as_raw_fd(),
             track: false,
+            // What it goes on from is given up before its guest may touch a disk.
+            paused: plan.paused,
         }),
         incoming: None,
         // Empty: it is there for its reports of free pages, which go back to the host, and its statistics.

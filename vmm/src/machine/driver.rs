@@ -135,6 +135,8 @@ pub struct Driver {
     announces: VecDeque<Instant>,
     interfaces: Vec<(std::fs::File, Mac)>,
     logged: u32,
+    /// It begins standing still.
+    stands: bool,
 }
 
 impl Driver {
@@ -166,7 +168,14 @@ impl Driver {
             announces: VecDeque::new(),
             interfaces: Vec::new(),
             logged: 0,
+            stands: false,
         }
+    }
+
+    /// The machine stands still until it is told to go on.
+    #[must_use]
+    pub fn standing(self, stands: bool) -> Self {
+        Self { stands, ..self }
     }
 
     /// The machine comes from another monitor: it goes on as it was there. `before` is what the control socket said so far.
@@ -180,6 +189,7 @@ impl Driver {
     /// Runs the machine until it ends, and returns how.
     pub fn run(&mut self) -> MachineEnd {
         match self.arrival.take() {
+            None if self.stands => {}
             None => self.machine.resume(),
             Some(arrival) => {
                 let (status, interfaces) = arrival.start(&mut self.machine);

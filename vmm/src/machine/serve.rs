@@ -172,7 +172,9 @@ fn serve(
             let mut built = build(setup(kvm, origin))?;
             let mut made = made;
             made.extend(memory_devices(config, descriptors, &mut built)?);
-            Driver::new(start(with_devices(built, made, slots.as_deref())?)?, Some(server), None)
+            let machine = start(with_devices(built, made, slots.as_deref())?)?;
+            let stands = config.restore.is_some_and(|from| from.paused);
+            Driver::new(machine, Some(server), None).standing(stands)
         }
         Some(from) => {
             if config.restore.is_some() || config.kernel_fd.is_some() {

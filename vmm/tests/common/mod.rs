@@ -61,6 +61,8 @@ pub struct Plan {
     pub incoming: Option<OwnedFd>,
     /// Whether a restored machine tracks what its guest writes.
     pub track: bool,
+    /// Whether a restored machine begins standing still.
+    pub paused: bool,
     /// Whether the configuration names a jail.
     pub jailed: bool,
     /// Whether the monitor is told to do without one.
@@ -96,6 +98,7 @@ impl Plan {
             restore: None,
             incoming: None,
             track: false,
+            paused: false,
             jailed: true,
             no_jail: false,
             balloon: None,
@@ -244,6 +247,7 @@ impl Guest {
                 state_fd: give(state.into()),
                 memory_fd: give(memory.into()),
                 track: plan.track,
+                paused: plan.paused,
             }),
             balloon: plan.balloon,
             vsock: plan.vsock.map(|(cid, listener)| VsockConfig { cid, listener_fd: give(listener) }),

@@ -43,7 +43,9 @@ pub use status::{BalloonStatistics, BalloonStatus, DiskStatus, MachineState, Mac
 pub use transfer::{IncomingConfig, MigrationPlan, TransferKind, TransferPhase, TransferStatus, Unconverged};
 
 /// Version of these types. A monitor outlives upgrades of `hostd`, so [`MachineStatus::protocol`] tells which it speaks.
-pub const PROTOCOL: u32 = 2;
+///
+/// 3: [`MachineCall::Counts`] is known for certain; a monitor that does not know a call refuses it and closes the connection.
+pub const PROTOCOL: u32 = 3;
 
 /// Largest packet on the control socket, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;

@@ -14,6 +14,10 @@ pub struct RestoreConfig {
     /// Track what the guest writes from the start: see [`MachineCall::Snapshot`](super::MachineCall::Snapshot).
     #[serde(default)]
     pub track: bool,
+    /// Stand still, and run nothing of the guest until [`MachineCall::Resume`](super::MachineCall::Resume): so that whoever starts it
+    /// can give the snapshot up for good first.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// What a snapshot cost.
