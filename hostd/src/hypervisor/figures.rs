@@ -1,8 +1,6 @@
 //! What the kernel says of a guest's processes.
 
-use super::Seat;
-use crate::process;
-use wire::MiB;
+use wire::{MiB, Refused};
 
 /// What a guest's processes used.
 #[derive(Debug, Default)]
@@ -15,11 +13,20 @@ pub struct Usage {
     pub resident: Option<MiB>,
 }
 
-/// Reads it. vCPU threads are told by their name: `prefix`, then their number. What cannot be read is left out: a
-/// process may end at any moment.
-pub fn usage(seat: &Seat, prefix: &str) -> Usage {
-    let all = process::find(&seat.owner);
-    let pids: Vec<i32> = all.get(&seat.id).into_iter().flatten().copied().collect();
+/// Reads it, for a process and its children. vCPU threads are told by their name: `prefix`, then their number. What
+/// cannot be read is left out: a process may end at any moment.
+///
+/// # Errors
+/// When the daemon is ending.
+pub async fn usage(pid: i32, prefix: &'static str) -> Result<Usage, Refused> {
+    tokio::task::spawn_blocking(move || read(pid, prefix))
+        .await
+        .map_err(|error| Refused::internal(error.to_string()))
+}
+
+fn read(pid: i32, prefix: &str) -> Usage {
+    let mut pids = vec![pid];
+    pids.extend(children(pid));
     let mut cpus: Vec<(u32, u64)> = pids.iter().flat_map(|pid| vcpus(*pid, prefix)).collect();
     cpus.sort_unstable();
     let resident: Vec<u64> = pids.iter().filter_map(|pid| resident_kib(*pid)).collect();
@@ -28,6 +35,15 @@ pub fn usage(seat: &Seat, prefix: &str) -> Usage {
         cpus_ns: cpus.into_iter().map(|(_, time)| time).collect(),
         resident: (!resident.is_empty()).then(|| MiB(resident.iter().sum::<u64>() >> 10)),
     }
+}
+
+/// The children of a process, by its threads.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }
 
 fn vcpus(pid: i32, prefix: &str) -> Vec<(u32, u64)> {

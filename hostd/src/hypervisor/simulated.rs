@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use wire::host::{DiskFigures, Figures, MemoryFigures, NicFigures};
 use wire::ids::{PortId, ServerId};
@@ -46,6 +47,9 @@ struct Guest {
     memory: MiB,
     #[serde(default)]
     vcpus: u32,
+    /// When its guest booted, in nanoseconds since 1970: what its memory remembers.
+    #[serde(default)]
+    booted_ns: u64,
     end: Option<End>,
     gone: bool,
 }
@@ -98,6 +102,11 @@ fn path(seat: &Seat) -> PathBuf {
     seat.run.join("simulated.json")
 }
 
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn lost(error: std::io::Error) -> Refused {
     Refused::internal(format!("cannot keep the simulated machine's file: {error}"))
 }
@@ -110,10 +119,13 @@ impl Hypervisor for Simulated {
     fn start(&self, plan: Plan) -> BoxFuture<'_, Result<Box<dyn Machine>, Refused>> {
         async move {
             *self.starts.lock().unwrap_or_else(PoisonError::into_inner).entry(plan.seat.id).or_default() += 1;
-            if let Some(from) = &plan.restore {
-                let kept: Option<Guest> = durable::read(&from.join("state")).map_err(lost)?;
-                kept.ok_or_else(|| Refused::internal("there is nothing to go on from"))?;
-            }
+            let booted_ns = match &plan.restore {
+                Some(from) => {
+                    let kept: Option<Guest> = durable::read(&from.join("state")).map_err(lost)?;
+                    kept.ok_or_else(|| Refused::internal("there is nothing to go on from"))?.booted_ns
+                }
+                None => now_ns(),
+            };
             let guest = Guest {
                 paused: plan.paused,
                 disks: plan.spec.disks.iter().map(|disk| disk.key.clone()).collect(),
@@ -122,6 +134,7 @@ impl Hypervisor for Simulated {
                 nic_limits: plan.spec.nics.iter().map(|nic| (nic.port, nic.limits)).collect(),
                 memory: plan.spec.memory,
                 vcpus: plan.spec.vcpus,
+                booted_ns,
                 end: None,
                 gone: false,
             };

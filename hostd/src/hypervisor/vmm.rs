@@ -50,6 +50,8 @@ const MEMORY: &str = "memory";
 const BESIDE: u64 = 64 << 20;
 /// How long it may take to write a guest's memory, in seconds for each GiB, and for the least.
 const WRITE_SECS_PER_GIB: u64 = 60;
+/// Version of the calls since which every monitor counts what its devices move.
+const COUNTS_SINCE: u32 = 3;
 /// How long a monitor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the watcher lets the monitor wait for news.
@@ -338,17 +340,34 @@ impl VmmMachine {
                 self.seat.id
             ))
         };
+        let exchange = async |channel: &Channel| {
+            tokio::time::timeout(PATIENCE, channel.exchange(call, fd.map(AsFd::as_fd).as_slice()))
+                .await
+                .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
+        };
         let mut place = self.calls.lock().await;
         // Taken out while in use: a channel whose exchange was cut short is not used again.
-        let channel = match place.take() {
-            Some(channel) => channel,
-            None => connect(&self.seat).map_err(silent)?,
+        let used = match place.take() {
+            Some(channel) => match exchange(&channel).await {
+                Ok(reply) => Some((channel, reply)),
+                // The monitor closed it since the last call, which says nothing about the monitor: calls may be repeated.
+                Err(error) if is_closed(&error) => None,
+                Err(error) => return Err(silent(error)),
+            },
+            None => None,
         };
-        let reply = tokio::time::timeout(PATIENCE, channel.exchange(call, fd.map(AsFd::as_fd).as_slice()))
-            .await
-            .map_err(|_| silent(io::Error::from(io::ErrorKind::TimedOut)))?
-            .map_err(silent)?;
-        *place = Some(channel);
+        let (channel, reply) = match used {
+            Some(used) => used,
+            None => {
+                let channel = connect(&self.seat).map_err(silent)?;
+                let reply = exchange(&channel).await.map_err(silent)?;
+                (channel, reply)
+            }
+        };
+        // After a call that it does not know, a monitor closes the connection.
+        if !matches!(&reply, MachineReply::Refused(refused) if refused.kind == RefusedKind::Invalid) {
+            *place = Some(channel);
+        }
         match reply {
             MachineReply::Refused(refused) => Err(refused),
             MachineReply::Done
@@ -360,24 +379,28 @@ impl VmmMachine {
         }
     }
 
+    /// What the monitor says of itself and its machine.
+    async fn own_status(&self) -> Result<MachineStatus, Refused> {
+        match self.call(&MachineCall::Status { after: None, wait_ms: 0 }, None).await? {
+            MachineReply::Status(status) => Ok(status),
+            MachineReply::Done
+            | MachineReply::Balloon(_)
+            | MachineReply::Memory(_)
+            | MachineReply::Counts(_)
+            | MachineReply::Snapshot(_)
+            | MachineReply::Refused(_) => Err(Refused::internal(
+                "the machine monitor answered a question for its status with something else",
+            )),
+        }
+    }
+
     async fn read(&self) -> Result<Status, Refused> {
         if self.process.has_ended() {
             return Ok(self.ended());
         }
         self.news.lock().unwrap_or_else(PoisonError::into_inner).borrow_and_update();
-        let asked = self.call(&MachineCall::Status { after: None, wait_ms: 0 }, None).await;
-        match asked {
-            Ok(MachineReply::Status(status)) => Ok(translate(&status)),
-            Ok(
-                MachineReply::Done
-                | MachineReply::Balloon(_)
-                | MachineReply::Memory(_)
-                | MachineReply::Counts(_)
-                | MachineReply::Snapshot(_)
-                | MachineReply::Refused(_),
-            ) => Err(Refused::internal(
-                "the machine monitor answered a question for its status with something else",
-            )),
+        match self.own_status().await {
+            Ok(status) => Ok(translate(&status)),
             // Its socket closes a moment before its process is gone.
             Err(refused) if refused.kind == RefusedKind::Unavailable => {
                 let gone = tokio::time::timeout(Duration::from_millis(500), self.process.ended()).await;
@@ -488,10 +511,23 @@ impl VmmMachine {
     }
 
     async fn count(&self) -> Result<Figures, Refused> {
-        let MachineReply::Counts(counts) = self.call(&MachineCall::Counts, None).await? else {
-            return Err(Refused::internal(
-                "the machine monitor answered a question for counts with something else",
-            ));
+        let status = self.own_status().await?;
+        let (disks, nics) = if status.protocol >= COUNTS_SINCE {
+            let MachineReply::Counts(counts) = self.call(&MachineCall::Counts, None).await? else {
+                return Err(Refused::internal(
+                    "the machine monitor answered a question for counts with something else",
+                ));
+            };
+            (
+                counts.disks.into_iter().map(|(key, own)| (key, Some(own))).collect::<Vec<_>>(),
+                counts.nics.into_iter().map(|(port, own)| (port, Some(own))).collect::<Vec<_>>(),
+            )
+        } else {
+            // Its devices are known, not what they moved.
+            (
+                status.disks.into_iter().map(|disk| (disk.key, None)).collect(),
+                status.nics.into_iter().map(|nic| (nic.port, None)).collect(),
+            )
         };
         // A machine that an earlier hostd started has no balloon.
         let balloon = match self.call(&MachineCall::BalloonStatus, None).await {
@@ -499,19 +535,13 @@ impl VmmMachine {
             Ok(_) | Err(_) => None,
         };
         let mib = |bytes: Option<u64>| bytes.map(|bytes| MiB(bytes >> 20));
-        let usage = figures::usage(&self.seat, "vcpu");
-        let disk = |(key, own): (String, DeviceCounts)| DiskFigures { key, counts: Some(disk_counts(own)) };
-        let nic = |(port, own): (PortId, DeviceCounts)| NicFigures {
+        let usage = figures::usage(self.process.pid(), "vcpu").await?;
+        let disk =
+            |(key, own): (String, Option<DeviceCounts>)| DiskFigures { key, counts: own.map(disk_counts) };
+        let nic = |(port, own): (PortId, Option<DeviceCounts>)| NicFigures {
             port,
             mac: None,
-            counts: Some(NicCounts {
-                received_bytes: own.to_guest.bytes,
-                received: own.to_guest.operations,
-                receive_drops: own.to_guest.failed,
-                sent_bytes: own.from_guest.bytes,
-                sent: own.from_guest.operations,
-                send_drops: own.from_guest.failed,
-            }),
+            counts: own.map(nic_counts),
         };
         Ok(Figures {
             hypervisor: Kind::Vmm.to_string(),
@@ -523,10 +553,27 @@ impl VmmMachine {
                 resident: usage.resident,
                 ..MemoryFigures::default()
             },
-            disks: counts.disks.into_iter().map(disk).collect(),
-            nics: counts.nics.into_iter().map(nic).collect(),
+            disks: disks.into_iter().map(disk).collect(),
+            nics: nics.into_iter().map(nic).collect(),
         })
     }
+}
+
+fn nic_counts(own: DeviceCounts) -> NicCounts {
+    NicCounts {
+        received_bytes: own.to_guest.bytes,
+        received: own.to_guest.operations,
+        receive_drops: own.to_guest.failed,
+        sent_bytes: own.from_guest.bytes,
+        sent: own.from_guest.operations,
+        send_drops: own.from_guest.failed,
+    }
+}
+
+/// Whether the other side closed the connection.
+fn is_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | BrokenPipe | ConnectionReset | NotConnected)
 }
 
 fn disk_counts(own: DeviceCounts) -> DiskCounts {

@@ -1,7 +1,7 @@
 //! The task that owns one server: looks, asks the plan, does one step, and again.
 
 use super::plan::{self, Act, Asked, Device, Now, Stop, View};
-use super::record::{Down, Record, Run, suspended};
+use super::record::{Down, Record, Run, discard, suspended};
 use super::wanted::Wanted;
 use crate::hypervisor::{Adopted, Control, End, How, Hypervisor, Kind, Life, Machine, Plan, Seat};
 use crate::{cgroup, durable, fault, process};
@@ -181,11 +181,16 @@ impl Driver {
                 let again = down == Down::Off && self.record.fault.is_some() && wants_to_run(&wanted);
                 self.now = Now::Down(if again { Down::Restart } else { down });
             }
+            // Nothing of the guest has run yet, whatever became of the machine: it goes on from what was suspended.
+            Run::Starting { held: true, .. } if suspended(&self.seat).exists() => {
+                self.kill_strays(pids).await;
+                self.now = Now::Down(Down::Suspended);
+            }
             // A boot of the host ended it; it is as if the guest had been reset.
             Run::Starting { .. } | Run::Up { .. } if !same_boot => {
                 self.now = Now::Down(self.restart(&wanted))
             }
-            Run::Starting { kind, reboots } => {
+            Run::Starting { kind, reboots, held: _ } => {
                 self.adopt(kind, pids, &wanted, true).await?;
                 if self.machine.is_some() {
                     self.record.reboots = self.record.reboots.max(reboots);
@@ -194,18 +199,19 @@ impl Driver {
             }
             Run::Up { kind } => self.adopt(kind, pids, &wanted, false).await?,
         }
-        if self.now != Now::Down(Down::Suspended) {
-            // Left by a suspension that was cut short, or by a machine that went on from it.
-            for dir in [suspended(&self.seat), suspended(&self.seat).with_extension("new")] {
-                durable::remove_dir(&dir).map_err(|error| self.disk_trouble(&error))?;
-            }
-        }
         if let Now::Down(down) = &self.now
             && self.machine.is_none()
         {
             self.record.run = Run::Down(down.clone());
         }
-        self.keep()
+        self.keep()?;
+        if self.now != Now::Down(Down::Suspended) {
+            // Left by a suspension that was cut short, or by a machine that went on from it.
+            let removed = discard(&self.seat)
+                .and_then(|()| durable::remove_dir(&suspended(&self.seat).with_extension("new")));
+            removed.map_err(|error| self.disk_trouble(&error))?;
+        }
+        Ok(())
     }
 
     async fn adopt(
@@ -311,7 +317,7 @@ impl Driver {
         }
         fault::point("killed the machine");
         if down != Down::Suspended
-            && let Err(error) = durable::remove_dir(&suspended(&self.seat))
+            && let Err(error) = discard(&self.seat)
         {
             tracing::warn!(server = %self.seat.id, %error, "cannot remove what was suspended");
         }
@@ -394,11 +400,11 @@ impl Driver {
         // A reboot is a wish for a fresh start.
         let goes_on = self.now == Now::Down(Down::Suspended) && wanted.reboots.count <= self.record.reboots;
         if !goes_on {
-            durable::remove_dir(&kept).map_err(|error| self.disk_trouble(&error))?;
+            discard(&self.seat).map_err(|error| self.disk_trouble(&error))?;
         }
         // Words of an earlier machine must not be taken for the new one's.
         durable::remove_dir(&self.seat.run).map_err(|error| self.disk_trouble(&error))?;
-        self.record.run = Run::Starting { kind, reboots: wanted.reboots.count };
+        self.record.run = Run::Starting { kind, reboots: wanted.reboots.count, held: goes_on };
         self.record.plugged = wanted.spec.disks.iter().map(|disk| (disk.key.clone(), disk.clone())).collect();
         self.record.carried = wanted.spec.nics.iter().map(|nic| (nic.port, nic.limits)).collect();
         self.keep()?;
@@ -409,35 +415,48 @@ impl Driver {
         let plan = Plan {
             seat: self.seat.clone(),
             spec: wanted.spec.clone(),
-            paused: wanted.power == Power::Paused,
+            // One that goes on does so when what it goes on from is given up: the plan lets it go on then.
+            paused: goes_on || wanted.power == Power::Paused,
             restore: goes_on.then(|| kept.clone()),
         };
         let started = hypervisor.start(plan).await;
         fault::point("started");
-        match started {
-            Ok(machine) => {
-                self.machine = Some(machine);
-                self.started = Some((Instant::now(), wanted.generation));
-                self.stop = None;
-                self.asked.clear();
-                self.now = Now::Mute;
-                self.record.reboots = wanted.reboots.count;
-                self.record.run = Run::Up { kind };
-                self.record.fault = None;
-                self.failed = None;
-                self.keep()?;
-                fault::point("up");
-                // What it went on from must never be gone on from again; it has its own hold on the memory.
-                durable::remove_dir(&kept).map_err(|error| self.disk_trouble(&error))
-            }
+        let machine = match started {
+            Ok(machine) => machine,
             Err(refused) => {
-                // What was suspended is still there, for another try.
-                let down = if goes_on { Down::Suspended } else { Down::Off };
-                self.now = Now::Down(down.clone());
-                self.record.run = Run::Down(down);
-                Err(refused)
+                self.stay_down(goes_on);
+                return Err(refused);
             }
+        };
+        self.record.reboots = wanted.reboots.count;
+        self.record.run = Run::Up { kind };
+        self.record.fault = None;
+        let kept = self.keep();
+        if let Err(refused) = kept.as_ref()
+            && goes_on
+        {
+            // Without a record that it is up, its guest may not run.
+            machine.kill().await;
+            self.stay_down(goes_on);
+            return Err(refused.clone());
         }
+        self.machine = Some(machine);
+        self.started = Some((Instant::now(), wanted.generation));
+        self.stop = None;
+        self.asked.clear();
+        self.now = Now::Mute;
+        self.failed = None;
+        kept?;
+        fault::point("up");
+        // The machine has its own hold on the memory.
+        discard(&self.seat).map_err(|error| self.disk_trouble(&error))
+    }
+
+    /// There is no machine after all; what was suspended is still there, for another try.
+    fn stay_down(&mut self, goes_on: bool) {
+        let down = if goes_on { Down::Suspended } else { Down::Off };
+        self.now = Now::Down(down.clone());
+        self.record.run = Run::Down(down);
     }
 
     /// Writes the machine's memory into a file, and ends it. The file gets its name when it is whole; until the record
@@ -451,7 +470,13 @@ impl Driver {
         begun.map_err(|error| self.disk_trouble(&error))?;
         fault::point("about to suspend");
         let memory = self.wanted.borrow().spec.memory;
-        if let Err(refused) = machine.suspend(&new, memory).await {
+        let mut wish = self.wanted.clone();
+        let written = tokio::select! {
+            written = machine.suspend(&new, memory) => written,
+            // It is killed over it: nobody wants its memory.
+            Ok(_) = wish.wait_for(|wanted| wanted.forget) => return Ok(()),
+        };
+        if let Err(refused) = written {
             let _ = durable::remove_dir(&new);
             // It is to be what it was.
             machine.control(Control::Resume).await?;
@@ -605,8 +630,8 @@ impl Driver {
 
     /// Waits for a reason to look again; true when the daemon ends.
     async fn wait(&mut self, until: Option<Instant>, shutdown: &CancellationToken) -> bool {
+        let mut tend = Instant::now() + TEND;
         loop {
-            let tend = Instant::now() + TEND;
             let wake = until.map_or(tend, |until| until.min(tend));
             let changed = async {
                 match &self.machine {
@@ -630,10 +655,14 @@ impl Driver {
             };
             if let Some(ask) = asked {
                 self.answer(ask).await;
-                continue;
             }
-            if let Some(machine) = &self.machine {
-                machine.tend();
+            let now = Instant::now();
+            if now >= tend {
+                // However often it is asked meanwhile.
+                tend = now + TEND;
+                if let Some(machine) = &self.machine {
+                    machine.tend();
+                }
             }
             if until.is_some_and(|until| Instant::now() >= until) {
                 return false;

@@ -1,7 +1,7 @@
 //! How far a server got: `record.json`, and the server's directories.
 
-use crate::durable;
 use crate::hypervisor::{Kind, Seat};
+use crate::{durable, fault};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -47,6 +47,10 @@ pub enum Run {
         kind: Kind,
         /// Count of reboots that this start fulfils.
         reboots: u64,
+        /// It goes on from [`suspended`], and stands still until the record says [`Run::Up`]: as long as it does not, the
+        /// guest has run nothing and touched no disk, so what was suspended is still the server.
+        #[serde(default)]
+        held: bool,
     },
     /// There is one.
     Up {
@@ -111,6 +115,24 @@ impl Record {
 #[must_use]
 pub fn suspended(seat: &Seat) -> PathBuf {
     seat.state.join("suspended")
+}
+
+/// Gives up what was suspended, for good: from the rename on it is never gone on from, whenever the power goes.
+///
+/// # Errors
+/// What the file system says.
+pub fn discard(seat: &Seat) -> io::Result<()> {
+    let (kept, used) = (suspended(seat), suspended(seat).with_extension("used"));
+    durable::remove_dir(&used)?;
+    match std::fs::rename(&kept, &used) {
+        Ok(()) => {
+            durable::sync_parent(&kept)?;
+            fault::point("gave up what was suspended");
+            durable::remove_dir(&used)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn path(seat: &Seat) -> PathBuf {

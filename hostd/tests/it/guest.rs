@@ -18,6 +18,8 @@ pub enum Manner {
     PoweringOff,
     /// Prints the letters from a to z, slowly, and then spins.
     Counting,
+    /// Listens to the power button of our monitor.
+    Obeying,
     /// Starts the watchdog of our monitor and hangs.
     Hanging,
 }
@@ -31,6 +33,7 @@ pub fn kernel(dir: &Path, manner: Manner) -> PathBuf {
         Manner::Deaf => "deaf.elf",
         Manner::Resetting => "resetting.elf",
         Manner::PoweringOff => "powering-off.elf",
+        Manner::Obeying => "obeying.elf",
         Manner::Hanging => "hanging.elf",
         Manner::Counting => "counting.elf",
     });
@@ -79,6 +82,17 @@ fn code(manner: Manner) -> Vec<u8> {
             // One period to wait, then the switch.
             code.extend([0x66, 0xba, 0x40, 0x06, 0xb8, 1, 0, 0, 0, 0xef]); // mov dx, 0x640; mov eax, 1; out dx, eax
             code.extend(out8(0x648, 1));
+            code.extend([0xeb, 0xfe]);
+        }
+        Manner::Obeying => {
+            #[rustfmt::skip]
+            let poll: [u8; 9] = [
+                0x66, 0xba, 0x10, 0x06, // poll: mov dx, 0x610 (events)
+                0xed, 0xa8, 0x01,       // in eax, dx; test al, 1
+                0x74, 0xf7,             // jz poll
+            ];
+            code.extend(poll);
+            code.extend(out8(0x600, (5 << 2) | 0x20));
             code.extend([0xeb, 0xfe]);
         }
         Manner::PoweringOff => {

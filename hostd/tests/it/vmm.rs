@@ -18,7 +18,7 @@ async fn lab(more: &str) -> Option<Lab> {
 }
 
 /// The monitor is another package's program, which building these tests does not bring up to date.
-fn build_vmm() {
+pub fn build_vmm() {
     let mut build = std::process::Command::new(env!("CARGO"));
     build.args(["build", "-q", "-p", "vmm"]);
     if vmm_program().parent().is_some_and(|dir| dir.ends_with("release")) {

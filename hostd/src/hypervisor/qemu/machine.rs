@@ -200,7 +200,7 @@ impl QemuMachine {
         let (_, status) = link.status().await?;
         let stats = link.qmp.run("query-blockstats", json!({})).await?;
         let memory = link.guest_memory().await?;
-        let usage = figures::usage(&self.seat, "CPU ");
+        let usage = figures::usage(self.process.pid(), "CPU ").await?;
         let disk = |disk: DiskNow| DiskFigures {
             counts: disk_counts(&stats, &disk_device(&disk.key)),
             key: disk.key,

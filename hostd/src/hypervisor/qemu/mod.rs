@@ -125,6 +125,10 @@ impl Hypervisor for Qemu {
 
 /// Opens everything and starts the process. All that was opened here is closed on return; QEMU keeps its own.
 fn spawn(program: &std::path::Path, resources: &Resources, plan: &Plan) -> Result<Process, Refused> {
+    if plan.restore.is_some() {
+        return Err(Refused::invalid("QEMU cannot go on from what our own monitor suspended")
+            .remedy("run the host with hypervisor = \"vmm\", or reboot the server hard: it starts anew"));
+    }
     let program = find_program(program).ok_or_else(|| {
         Refused::unavailable(format!("{} is not installed", program.display()))
             .remedy("install the package qemu-system-x86")
