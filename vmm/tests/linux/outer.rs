@@ -311,20 +311,21 @@ const SILENCE: Duration = Duration::from_secs(400);
 /// Longest that it takes to start.
 const START: Duration = Duration::from_secs(180);
 
-/// Runs tests in a machine around, and wants all of them to pass. What its console said. A machine that hangs or whose own kernel crashes
-/// (emulation of nested virtualisation does that, rarely, on a busy host) gets one more try, for the tests that are left.
+/// Runs tests in a machine around, and wants all of them to pass. What its console said. Those that did not pass get one more try, in
+/// another machine: emulation of nested virtualisation, rarely and on a busy host, crashes the kernel there, or resets a guest before it
+/// has said a word.
 pub fn run(plan: &Plan<'_>) -> String {
     let mut left = plan.tests.to_vec();
     let since = Instant::now();
     attempt(plan, &mut left, since).unwrap_or_else(|said| {
-        println!("the machine around is gone, once more for {left:?}:\n{said}");
+        println!("once more for {left:?}:\n{said}");
         let again = left.clone();
         let plan = Plan { tests: &again, ..*plan };
-        attempt(&plan, &mut left, since).unwrap_or_else(|said| panic!("gone again:\n{said}"))
+        attempt(&plan, &mut left, since).unwrap_or_else(|said| panic!("{left:?} failed again:\n{said}"))
     })
 }
 
-/// One machine. Takes each test off `left` that passed; a test that failed is the end, and a machine that is gone is the error.
+/// One machine. Takes each test off `left` that passed. The error is what it said, when some did not or the machine is gone.
 fn attempt(plan: &Plan<'_>, left: &mut Vec<&str>, since: Instant) -> Result<String, String> {
     let mut outer = Outer::start(plan);
     outer.hear("== up", START)?;
@@ -335,15 +336,14 @@ fn attempt(plan: &Plan<'_>, left: &mut Vec<&str>, since: Instant) -> Result<Stri
         while !said.contains(&good) && !said.contains(&bad) {
             said = outer.wait_more(said.len())?;
         }
-        println!(
-            "{:>4} s: {test} {}",
-            since.elapsed().as_secs(),
-            if said.contains(&good) { "ok" } else { "FAILED" }
-        );
-        assert!(said.contains(&good), "{test} failed:\n{said}");
-        left.retain(|other| other != test);
+        let passed = said.contains(&good);
+        println!("{:>4} s: {test} {}", since.elapsed().as_secs(), if passed { "ok" } else { "FAILED" });
+        if passed {
+            left.retain(|other| other != test);
+        }
     }
-    Ok(outer.said())
+    let said = outer.said();
+    if left.is_empty() { Ok(said) } else { Err(said) }
 }
 
 impl Outer {
