@@ -11,7 +11,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// How often a reader starts over when a rotation runs through its reading.
-const TRIES: usize = 8;
+const TRIES: usize = 64;
 
 /// The file that is written.
 #[must_use]
@@ -30,12 +30,14 @@ pub fn previous(state: &Path) -> PathBuf {
 /// # Errors
 /// What the file system says.
 pub fn tail(state: &Path, lines: Option<u32>, limit: u64) -> io::Result<String> {
-    let read = || -> io::Result<_> { Ok((end(&previous(state), limit)?, end(&current(state), limit)?)) };
-    let (mut old, mut new) = read()?;
+    let (mut old, mut new) = (end(&previous(state), limit)?, Vec::new());
     for _ in 0..TRIES {
-        let (old_again, new_again) = read()?;
-        let settled = old == old_again && new_again.starts_with(&new);
-        (old, new) = (old_again, new_again);
+        new = end(&current(state), limit)?;
+        let again = end(&current(state), limit)?;
+        // Last: had it been read before the other file is, a rotation might come between the two.
+        let after = end(&previous(state), limit)?;
+        let settled = old == after && again.starts_with(&new);
+        old = after;
         if settled {
             break;
         }

@@ -18,10 +18,9 @@
 //! A kill between the last two steps leaves the same bytes in both files until the next rotation; nothing is
 //! lost.
 //!
-//! Readers (`hostd`): read `previous`, then `current`; read both again, and repeat until `previous` is what
-//! it was and `current` still begins with what it held. Then, when `current` begins with the whole of
-//! `previous`, a rotation was caught half done: take `current` alone; else the concatenation. [`read_tail`]
-//! does exactly that.
+//! Readers (`hostd`): read `previous`, `current` twice, and `previous` again, and start over until `previous` is what it was and
+//! `current` still begins with what it held: then no rotation came between. When `current` begins with the whole of `previous`, a
+//! rotation was caught half done: take `current` alone; else the concatenation. [`read_tail`] does exactly that.
 //!
 //! The serial port writes on a vCPU's thread, so nothing here waits: no fsync, one `write` per call, and when
 //! the file system refuses (full, quota) the bytes are counted and dropped instead of stopping the guest.
@@ -165,7 +164,7 @@ fn adopt(file: &File, which: &'static str) -> Result<u64, ConsoleError> {
 }
 
 /// How often a reader starts over when a rotation runs through its reading.
-const READ_TRIES: usize = 8;
+const READ_TRIES: usize = 64;
 
 /// The last `lines` lines of the log (all of it for `None`), from the two files in any process. A last line
 /// without a line feed counts as one. The machine may be writing.
@@ -173,11 +172,14 @@ const READ_TRIES: usize = 8;
 /// # Errors
 /// What the kernel says when a file cannot be read.
 pub fn read_tail(current: &File, previous: &File, lines: Option<u32>) -> io::Result<Vec<u8>> {
-    let (mut old, mut new) = (read_whole(previous)?, read_whole(current)?);
+    let (mut old, mut new) = (read_whole(previous)?, Vec::new());
     for _ in 0..READ_TRIES {
-        let (old_again, new_again) = (read_whole(previous)?, read_whole(current)?);
-        let settled = old == old_again && new_again.starts_with(&new);
-        (old, new) = (old_again, new_again);
+        new = read_whole(current)?;
+        let again = read_whole(current)?;
+        // Last: had it been read before `current` is, a rotation might come between the two.
+        let after = read_whole(previous)?;
+        let settled = old == after && again.starts_with(&new);
+        old = after;
         if settled {
             break;
         }
