@@ -79,9 +79,14 @@ impl Connector {
         self.devices.iter().filter(|device| !device.asked).filter_map(|device| device.next).min()
     }
 
-    /// Hands in connections that have come, and asks for those that are missing.
-    pub fn turn(&mut self, slots: &Slots) {
-        while let Received::Packet(bytes, mut fds) = receive(self.process.as_fd(), 1) {
+    /// Hands in connections that have come, and asks for those that are missing. Answers whether the process is still there.
+    pub fn turn(&mut self, slots: &Slots) -> bool {
+        loop {
+            let (bytes, mut fds) = match receive(self.process.as_fd(), 1) {
+                Received::Packet(bytes, fds) => (bytes, fds),
+                Received::Nothing => break,
+                Received::Closed => return false,
+            };
             let index = bytes.first().copied().unwrap_or(u8::MAX);
             let Some(device) = self.devices.get_mut(usize::from(index)) else { continue };
             device.asked = false;
@@ -111,6 +116,7 @@ impl Connector {
                 device.asked = send(self.process.as_fd(), &[index], None).is_ok();
             }
         }
+        true
     }
 }
 

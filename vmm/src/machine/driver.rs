@@ -226,8 +226,10 @@ impl Driver {
             self.machine.slow_down(self.transfer.as_ref().map_or(0, Transfer::throttle));
             self.announce();
             self.type_input();
-            if let Some(connector) = &mut self.connector {
-                connector.turn(&self.machine.slots);
+            if self.connector.as_mut().is_some_and(|connector| !connector.turn(&self.machine.slots)) {
+                // Polling what is closed would return at once, for ever.
+                self.connector = None;
+                self.log("the process that connects devices to their back ends is gone: lost ones stay lost");
             }
             self.snapshot_by_hand();
             self.migrate_by_hand();

@@ -144,8 +144,6 @@ pub type Idle<'i> = &'i mut dyn FnMut() -> Result<(), StreamError>;
 #[derive(Debug)]
 pub struct Stream {
     file: File,
-    /// Bytes of the last frame that reached the kernel.
-    went: usize,
 }
 
 impl Stream {
@@ -155,7 +153,7 @@ impl Stream {
     /// When it cannot be made non-blocking.
     pub fn new(socket: OwnedFd) -> nix::Result<Self> {
         crate::control::set_nonblocking(socket.as_fd())?;
-        Ok(Self { file: socket.into(), went: 0 })
+        Ok(Self { file: socket.into() })
     }
 
     /// The socket, to poll.
@@ -194,7 +192,7 @@ impl Stream {
     /// Sends a frame.
     ///
     /// # Errors
-    /// [`StreamError`]; [`Stream::all_went`] tells whether the other side may have it nevertheless.
+    /// [`StreamError`]: the frame did not go out whole.
     pub fn send(
         &mut self,
         kind: Kind,
@@ -219,12 +217,6 @@ impl Stream {
             self.write(body, idle)?;
         }
         Ok(())
-    }
-
-    /// Whether the last part of the last frame reached the kernel whole, whatever happened then.
-    #[must_use]
-    pub fn all_went(&self) -> bool {
-        self.went == 0
     }
 
     /// Takes a frame.
@@ -266,12 +258,10 @@ impl Stream {
         let mut rest = bytes;
         let mut still = Instant::now();
         while !rest.is_empty() {
-            self.went = rest.len();
             match self.file.write(rest) {
                 Ok(0) => return Err(StreamError::Closed),
                 Ok(count) => {
                     rest = rest.get(count..).unwrap_or_default();
-                    self.went = rest.len();
                     still = Instant::now();
                 }
                 Err(error) => self.wait(error, PollFlags::POLLOUT, still, idle)?,
@@ -364,11 +354,9 @@ mod tests {
         assert_eq!(one.expect(Kind::Accept, &mut go_on).unwrap(), Err("no".into()));
         two.send(Kind::Ready, 0, 0, b"", &mut go_on).unwrap();
         assert!(matches!(one.expect(Kind::Accept, &mut go_on), Err(StreamError::Wrong(_))));
-        // Whether a frame may have come is known.
-        assert!(one.send(Kind::Commit, 0, 0, b"", &mut go_on).is_ok() && one.all_went());
+        one.send(Kind::Commit, 0, 0, b"", &mut go_on).unwrap();
         drop(two);
         assert!(matches!(one.send(Kind::Commit, 0, 0, b"", &mut go_on), Err(StreamError::Closed)));
-        assert!(!one.all_went());
         assert!(matches!(one.receive(&mut go_on), Err(StreamError::Closed | StreamError::Wrong(_))));
     }
 
@@ -399,7 +387,7 @@ mod tests {
         assert!(matches!(one.receive(&mut idle), Err(StreamError::Cancelled)));
         let mut never = || Err(StreamError::Cancelled);
         let sent = one.send(Kind::Data, 0, 0, &vec![0; 8 << 20], &mut never);
-        assert!(matches!(sent, Err(StreamError::Cancelled)) && !one.all_went());
+        assert!(matches!(sent, Err(StreamError::Cancelled)));
     }
 
     proptest! {

@@ -147,10 +147,8 @@ impl Sender {
             return Err(Failure::Stream(StreamError::Cancelled));
         }
         let mut idle = || Ok(());
-        if let Err(error) = self.stream.send(Kind::Commit, 0, 0, &[], &mut idle) {
-            // A part of it is nothing to the destination.
-            return if self.stream.all_went() { Err(doubt(&error)) } else { Err(error.into()) };
-        }
+        // When it fails, it did not go out whole, and a part of it is nothing to the destination.
+        self.stream.send(Kind::Commit, 0, 0, &[], &mut idle)?;
         match self.stream.expect(Kind::Running, &mut idle) {
             Ok(Ok(_)) => Ok(()),
             // Whoever refuses does not run it.
